@@ -1,0 +1,1 @@
+"""Adapted language models: backbones, encoders, heads, experience pools and training."""

@@ -1,0 +1,1 @@
+"""Bitrate adaptation: one file per algorithm, named as it is registered."""

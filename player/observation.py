@@ -1,0 +1,129 @@
+"""What an ABR controller is told before each chunk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+#: Past chunks told to a controller; sessions longer than that show the last ones.
+HISTORY_LIMIT = 64
+#: Chunks ahead whose sizes are told to a controller.
+UPCOMING_LIMIT = 8
+KILOBITS_PER_BYTE = 8 / 1000
+
+
+class ObservationError(ValueError):
+    """A well-formed observation that no player could have made; ``field`` names the culprit."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class PastChunk:
+    """One downloaded chunk.
+
+    Attributes:
+        level: rung of the ladder, from 0.
+        size_bytes: payload size.
+        download_s: from request to last byte.
+        rebuffer_s: stall between the arrival of the previous chunk and of this one; for chunk 0
+            the start-up time, as in Pensieve.
+        buffer_s: buffer once the chunk was in and any wait for the buffer cap was over.
+    """
+
+    level: int
+    size_bytes: int
+    download_s: float
+    rebuffer_s: float
+    buffer_s: float
+
+    @property
+    def throughput_kbps(self) -> float:
+        """Application throughput, kbit/s, request time included."""
+        return self.size_bytes * KILOBITS_PER_BYTE / self.download_s
+
+
+@dataclass(frozen=True, slots=True)
+class AbrObservation:
+    """State of a session just before chunk ``chunk_index`` is requested.
+
+    Attributes:
+        levels_kbps: the ladder, increasing.
+        chunk_s: seconds of video per chunk.
+        chunk_index: the chunk to decide, from 0.
+        chunks_left: chunks not yet requested, this one included.
+        buffer_s: seconds of video in the buffer.
+        upcoming_sizes_bytes: sizes per level of this chunk and up to 7 more.
+        history: past chunks, oldest first, at most the last 64.
+    """
+
+    levels_kbps: tuple[float, ...]
+    chunk_s: float
+    chunk_index: int
+    chunks_left: int
+    buffer_s: float
+    upcoming_sizes_bytes: tuple[tuple[int, ...], ...]
+    history: tuple[PastChunk, ...]
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.levels_kbps)
+
+    @property
+    def last_level(self) -> int:
+        """Level of the previous chunk; 0 before the first."""
+        return self.history[-1].level if self.history else 0
+
+
+def check_observation(observation: AbrObservation) -> None:
+    """Raises :class:`ObservationError` for values that cannot occur in a session.
+
+    Types are the reader's business (pydantic at the HTTP edge); this checks meaning.
+    """
+    ladder = observation.levels_kbps
+    if not ladder:
+        raise ObservationError("levels_kbps", "must not be empty")
+    for value in ladder:
+        _require(math.isfinite(value) and value > 0, "levels_kbps", "must be positive")
+    if any(later <= earlier for earlier, later in zip(ladder, ladder[1:], strict=False)):
+        raise ObservationError("levels_kbps", "must increase")
+    _require(_is_positive(observation.chunk_s), "chunk_s", "must be positive")
+    _require(observation.chunk_index >= 0, "chunk_index", "must not be negative")
+    _require(observation.chunks_left >= 1, "chunks_left", "must be at least 1")
+    _require(_is_duration(observation.buffer_s), "buffer_s", "must not be negative or NaN")
+    upcoming = observation.upcoming_sizes_bytes
+    _require(
+        1 <= len(upcoming) <= min(UPCOMING_LIMIT, observation.chunks_left),
+        "upcoming_sizes_bytes",
+        f"must hold 1 to {UPCOMING_LIMIT} chunks and no more than chunks_left",
+    )
+    for row in upcoming:
+        _require(len(row) == len(ladder), "upcoming_sizes_bytes", "needs one size per level")
+        _require(min(row) > 0, "upcoming_sizes_bytes", "sizes must be positive")
+    _require(
+        len(observation.history) == min(observation.chunk_index, HISTORY_LIMIT),
+        "history",
+        f"must hold all chunks so far, or the last {HISTORY_LIMIT}",
+    )
+    for past in observation.history:
+        _require(0 <= past.level < len(ladder), "history.level", "is off the ladder")
+        _require(past.size_bytes > 0, "history.size_bytes", "must be positive")
+        _require(_is_positive(past.download_s), "history.download_s", "must be positive")
+        _require(_is_duration(past.rebuffer_s), "history.rebuffer_s", "must not be negative or NaN")
+        _require(_is_duration(past.buffer_s), "history.buffer_s", "must not be negative or NaN")
+
+
+def _require(holds: bool, field: str, message: str) -> None:
+    if not holds:
+        raise ObservationError(field, message)
+
+
+def _is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _is_duration(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
