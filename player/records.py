@@ -63,7 +63,7 @@ class LinkRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """One session: one arm on one trace. ``chunks`` holds what was finished even after a failure."""
+    """One session: one arm on one trace; a failed one keeps the chunks it finished."""
 
     arm: str
     controller: str

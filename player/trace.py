@@ -99,7 +99,7 @@ class Trace:
         return np.asarray(passes * self._cumulative_bits[-1] + within)
 
     def time_of_bits(self, bits: FloatArray | float) -> FloatArray:
-        """Inverse of :meth:`bits_until`: the first time in seconds by which ``bits`` could be sent."""
+        """Inverse of :meth:`bits_until`: first time in seconds by which ``bits`` could be sent."""
         total = self._cumulative_bits[-1]
         passes, rest = np.divmod(np.asarray(bits, dtype=np.float64), total)
         # The left neighbour has fewer bits than asked, so the step between them is never flat.
