@@ -23,7 +23,7 @@ def best_level(
         weights: of the QoE.
 
     Returns:
-        The level for the next chunk; of equally good plans the one that starts lowest.
+        The level for the next chunk. Of equally good plans any may win: sums of floats decide.
     """
     sizes = observation.upcoming_sizes_bytes[:horizon]
     rates_mbps = np.asarray(observation.levels_kbps) / KBPS_PER_MBPS  # (L,)

@@ -40,7 +40,7 @@ class LinkModel(Protocol):
         position_s: FloatArray | float,
         idle_s: FloatArray | float = 0.0,
     ) -> Download:
-        """Downloads ``size_bytes`` from ``position_s`` in the trace, after ``idle_s`` of silence."""
+        """Downloads ``size_bytes`` from ``position_s`` on, after ``idle_s`` of silence."""
         ...
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 #: Past chunks told to a controller; sessions longer than that show the last ones.
 HISTORY_LIMIT = 64
 #: Chunks ahead whose sizes are told to a controller.
 UPCOMING_LIMIT = 8
 KILOBITS_PER_BYTE = 8 / 1000
+#: Bounds of what is possible, far beyond any session: within them no controller can overflow.
+MAX_LEVELS = 32
+MAX_CHUNKS = 10**6
+MAX_SIZE_BYTES = 10**12
+POSITIVE_RANGE = (1e-6, 1e9)  # seconds, kbit/s
+
+_FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # read by pydantic at the edges
 
 
 class ObservationError(ValueError):
@@ -32,6 +40,8 @@ class PastChunk:
             the start-up time, as in Pensieve.
         buffer_s: buffer once the chunk was in and any wait for the buffer cap was over.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
 
     level: int
     size_bytes: int
@@ -59,6 +69,8 @@ class AbrObservation:
         history: past chunks, oldest first, at most the last 64.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
     levels_kbps: tuple[float, ...]
     chunk_s: float
     chunk_index: int
@@ -84,16 +96,15 @@ def check_observation(observation: AbrObservation) -> None:
     Types are the reader's business (pydantic at the HTTP edge); this checks meaning.
     """
     ladder = observation.levels_kbps
-    if not ladder:
-        raise ObservationError("levels_kbps", "must not be empty")
+    _require(1 <= len(ladder) <= MAX_LEVELS, "levels_kbps", f"must hold 1 to {MAX_LEVELS} levels")
     for value in ladder:
-        _require(math.isfinite(value) and value > 0, "levels_kbps", "must be positive")
-    if any(later <= earlier for earlier, later in zip(ladder, ladder[1:], strict=False)):
+        _require(_is_positive(value), "levels_kbps", "must be 1e-6 to 1e9")
+    if any(later <= earlier for earlier, later in itertools.pairwise(ladder)):
         raise ObservationError("levels_kbps", "must increase")
-    _require(_is_positive(observation.chunk_s), "chunk_s", "must be positive")
-    _require(observation.chunk_index >= 0, "chunk_index", "must not be negative")
-    _require(observation.chunks_left >= 1, "chunks_left", "must be at least 1")
-    _require(_is_duration(observation.buffer_s), "buffer_s", "must not be negative or NaN")
+    _require(_is_positive(observation.chunk_s), "chunk_s", "must be 1e-6 to 1e9")
+    _require(0 <= observation.chunk_index < MAX_CHUNKS, "chunk_index", "must be 0 to 1e6")
+    _require(1 <= observation.chunks_left <= MAX_CHUNKS, "chunks_left", "must be 1 to 1e6")
+    _require(_is_duration(observation.buffer_s), "buffer_s", "must be 0 to 1e9")
     upcoming = observation.upcoming_sizes_bytes
     _require(
         1 <= len(upcoming) <= min(UPCOMING_LIMIT, observation.chunks_left),
@@ -102,7 +113,8 @@ def check_observation(observation: AbrObservation) -> None:
     )
     for row in upcoming:
         _require(len(row) == len(ladder), "upcoming_sizes_bytes", "needs one size per level")
-        _require(min(row) > 0, "upcoming_sizes_bytes", "sizes must be positive")
+        for size_bytes in row:
+            _require(_is_size(size_bytes), "upcoming_sizes_bytes", "sizes must be 1 to 1e12")
     _require(
         len(observation.history) == min(observation.chunk_index, HISTORY_LIMIT),
         "history",
@@ -110,10 +122,10 @@ def check_observation(observation: AbrObservation) -> None:
     )
     for past in observation.history:
         _require(0 <= past.level < len(ladder), "history.level", "is off the ladder")
-        _require(past.size_bytes > 0, "history.size_bytes", "must be positive")
-        _require(_is_positive(past.download_s), "history.download_s", "must be positive")
-        _require(_is_duration(past.rebuffer_s), "history.rebuffer_s", "must not be negative or NaN")
-        _require(_is_duration(past.buffer_s), "history.buffer_s", "must not be negative or NaN")
+        _require(_is_size(past.size_bytes), "history.size_bytes", "must be 1 to 1e12")
+        _require(_is_positive(past.download_s), "history.download_s", "must be 1e-6 to 1e9")
+        _require(_is_duration(past.rebuffer_s), "history.rebuffer_s", "must be 0 to 1e9")
+        _require(_is_duration(past.buffer_s), "history.buffer_s", "must be 0 to 1e9")
 
 
 def _require(holds: bool, field: str, message: str) -> None:
@@ -122,8 +134,13 @@ def _require(holds: bool, field: str, message: str) -> None:
 
 
 def _is_positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+    least, most = POSITIVE_RANGE
+    return least <= value <= most  # false for NaN
 
 
 def _is_duration(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
+    return 0 <= value <= POSITIVE_RANGE[1]
+
+
+def _is_size(value: int) -> bool:
+    return 0 < value <= MAX_SIZE_BYTES

@@ -1,0 +1,31 @@
+# make demo and make test install what is missing; every target is safe to repeat.
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo    stream over emulated links, print a table, write an HTML report"
+	@echo "make test    run the whole test suite"
+	@echo "make setup   install what is missing, nothing else"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make format  let ruff format the code"
+	@echo "make clean   remove .venv and caches; results stay"
+
+setup:
+	@./setup.sh
+
+demo: setup
+	@.venv/bin/testbed run examples/demo.toml
+
+test: setup
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,124 @@
+"""Numbers that the encoders take, per step, as a function of the observation and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.tokens import window_start
+from player.observation import KILOBITS_PER_BYTE, UPCOMING_LIMIT, AbrObservation, PastChunk
+
+Float32Array = NDArray[np.float32]
+
+#: Past chunks in the throughput and download tokens of one step.
+PAST_CHUNKS = 8
+#: Units that bring the features near 1.
+KBPS_UNIT = 1000.0
+BUFFER_UNIT_S = 10.0
+DOWNLOAD_UNIT_S = 4.0
+#: Videos longer than Pensieve's look like its beginning until the end comes near.
+CHUNKS_LEFT_UNIT = 48.0
+#: Limits of the logarithms, so that a stalled or a local link stays within reach of training.
+MIN_KBPS, MAX_KBPS = 10.0, 100_000.0
+MIN_DOWNLOAD_S, MAX_DOWNLOAD_S = 0.01, 100.0
+NO_ACTION = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StepFeatures:
+    """Features of a run of steps, leading axis S (or B, S).
+
+    Attributes:
+        bitrate: ``(…, 1)`` bitrate of the previous chunk, Mbit/s.
+        buffer: ``(…, 2)`` buffer in 10 s, and the same saturating at 10 s, where stalls threaten.
+        throughput: ``(…, 2, PAST_CHUNKS)`` log throughput, and whether there was a chunk.
+        download: ``(…, 2, PAST_CHUNKS)`` log download time in chunk lengths, and likewise.
+        chunks_left: ``(…, 1)`` chunks not yet requested over 48, at most 1.
+        sizes: ``(…, UPCOMING_LIMIT, levels)`` upcoming chunk sizes, log of Mbit, 0 beyond the end.
+        action: ``(…,)`` level that was taken; NO_ACTION for the step to decide.
+    """
+
+    bitrate: Float32Array
+    buffer: Float32Array
+    throughput: Float32Array
+    download: Float32Array
+    chunks_left: Float32Array
+    sizes: Float32Array
+    action: NDArray[np.int64]
+
+    def __getitem__(self, index: object) -> StepFeatures:
+        return StepFeatures(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def stack(features: list[StepFeatures]) -> StepFeatures:
+    """Stacks features along a new leading axis."""
+    return StepFeatures(
+        *(np.stack([getattr(one, field.name) for one in features]) for field in fields(StepFeatures))
+    )
+
+
+def pad_steps(features: StepFeatures, steps: int) -> StepFeatures:
+    """Repeats the last step up to ``steps``; no token looks at a later one."""
+    index = np.minimum(np.arange(steps), len(features.action) - 1)
+    return features[index]
+
+
+def step_features(observation: AbrObservation) -> StepFeatures:
+    """Features of the step to decide."""
+    one = _past_features(
+        observation.history, observation.buffer_s, observation.chunks_left, observation
+    )
+    return StepFeatures(
+        *one, sizes=_size_features(observation), action=np.asarray(NO_ACTION, dtype=np.int64)
+    )
+
+
+def window_features(observation: AbrObservation, block: int) -> StepFeatures:
+    """``(S, …)`` features of the window in which the step is decided, oldest first.
+
+    Past steps are rebuilt from the history; their sizes are unknown and set to 0, which no token
+    that matters looks at (see ``adapters.tokens``).
+    """
+    step = observation.chunk_index
+    forgotten = step - len(observation.history)
+    no_sizes = np.zeros((UPCOMING_LIMIT, observation.levels), dtype=np.float32)
+    rows: list[StepFeatures] = []
+    for past in range(window_start(step, block), step):
+        history = observation.history[: past - forgotten]
+        buffer_s = history[-1].buffer_s if history else 0.0
+        one = _past_features(history, buffer_s, observation.chunks_left + step - past, observation)
+        action = np.asarray(observation.history[past - forgotten].level, dtype=np.int64)
+        rows.append(StepFeatures(*one, sizes=no_sizes, action=action))
+    return stack([*rows, step_features(observation)])
+
+
+def _past_features(
+    history: tuple[PastChunk, ...], buffer_s: float, chunks_left: int, observation: AbrObservation
+) -> tuple[Float32Array, Float32Array, Float32Array, Float32Array, Float32Array]:
+    level = history[-1].level if history else 0
+    throughput = np.zeros((2, PAST_CHUNKS), dtype=np.float32)
+    download = np.zeros((2, PAST_CHUNKS), dtype=np.float32)
+    for slot, past in enumerate(reversed(history[-PAST_CHUNKS:]), start=1):
+        kbps = min(max(past.throughput_kbps, MIN_KBPS), MAX_KBPS)
+        seconds = min(max(past.download_s, MIN_DOWNLOAD_S), MAX_DOWNLOAD_S)
+        throughput[:, -slot] = np.log(kbps / KBPS_UNIT), 1.0
+        download[:, -slot] = np.log(seconds / DOWNLOAD_UNIT_S), 1.0
+    tens = buffer_s / BUFFER_UNIT_S
+    return (
+        np.array([observation.levels_kbps[level] / KBPS_UNIT], dtype=np.float32),
+        np.array([tens, min(tens, 1.0)], dtype=np.float32),
+        throughput,
+        download,
+        np.array([min(chunks_left / CHUNKS_LEFT_UNIT, 1.0)], dtype=np.float32),
+    )
+
+
+def _size_features(observation: AbrObservation) -> Float32Array:
+    sizes = np.zeros((UPCOMING_LIMIT, observation.levels), dtype=np.float32)
+    megabits = np.asarray(observation.upcoming_sizes_bytes, dtype=np.float64) * (
+        KILOBITS_PER_BYTE / KBPS_UNIT
+    )
+    sizes[: len(megabits)] = np.log(megabits / observation.chunk_s)
+    return sizes

@@ -1,0 +1,151 @@
+"""The adapted model for ABR: encoders, frozen language model with LoRA, action head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.backbones import Backbone, add_lora, merge_lora
+from adapters.encoders import StepEncoder, StepTensors
+from adapters.features import StepFeatures, pad_steps, stack, window_features
+from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
+from player.observation import AbrObservation
+
+
+class LadderError(ValueError):
+    """An observation whose ladder has another length than the model was trained for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbrModelConfig:
+    """Shape of the adapted model; written into the checkpoint.
+
+    Attributes:
+        levels_kbps: ladder of the training data.
+        block: steps per block of the context window, which holds one to two blocks.
+        feature_size: width of the encoders in front of the projection to the hidden size.
+        lora_rank: rank of the updates.
+        lora_alpha: their scale times the rank.
+        dropout: of the updates and in front of the head, in training only.
+        return_target: normalised return-to-go that the model is asked for; None: it is not told
+            any return, in training neither.
+    """
+
+    levels_kbps: tuple[float, ...]
+    block: int = 5
+    feature_size: int = 64
+    lora_rank: int = 32
+    lora_alpha: float = 64.0
+    dropout: float = 0.05
+    return_target: float | None = None
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.levels_kbps)
+
+
+class AbrPolicy(nn.Module):
+    """Scores the levels of every step of a window. A function of its input in evaluation mode."""
+
+    def __init__(self, config: AbrModelConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = StepEncoder(
+            levels=config.levels,
+            hidden_size=backbone.hidden_size,
+            feature_size=config.feature_size,
+            max_steps=window_steps(config.block),
+        )
+        add_lora(
+            backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout
+        )
+        self.backbone = backbone
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(backbone.hidden_size, config.levels)
+        allowed = torch.from_numpy(attention_allowed(window_tokens(config.block)))
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    def train(self, mode: bool = True) -> AbrPolicy:
+        """Switches dropout of the adapters; the frozen model's own dropout stays off."""
+        super().train(mode)
+        if mode:
+            for name, module in self.backbone.named_modules():
+                if isinstance(module, nn.Dropout) and "lora_" not in name:
+                    module.eval()
+        return self
+
+    def forward(self, steps: StepTensors) -> Tensor:
+        """Returns ``(B, S, levels)`` logits of B windows of S steps, aligned as in the layout."""
+        tokens = self.encoder(steps)  # (B, T, D), T = 8 S
+        count = tokens.shape[1]
+        allowed: Tensor = self.get_buffer("allowed")[:count, :count]
+        hidden = self.backbone(tokens, allowed)  # (B, T, D)
+        read = hidden[:, read_positions(steps.action.shape[1])]  # (B, S, D)
+        logits: Tensor = self.head(self.dropout(read))
+        return logits
+
+    @torch.no_grad()
+    def logits(self, observations: Sequence[AbrObservation]) -> Tensor:
+        """Returns ``(B, levels)`` logits of the steps to decide.
+
+        Raises:
+            LadderError: a ladder has another number of levels than the model's.
+        """
+        for observation in observations:
+            if observation.levels != self.config.levels:
+                raise LadderError(
+                    f"the ladder has {observation.levels} levels, but the checkpoint was trained "
+                    f"for a ladder of {self.config.levels}"
+                )
+        windows = [window_features(one, self.config.block) for one in observations]
+        steps = [len(window.action) for window in windows]
+        batch = stack([pad_steps(window, max(steps)) for window in windows])
+        every = self.forward(self.tensors(batch))  # (B, S, levels)
+        return every[torch.arange(len(steps)), torch.tensor(steps) - 1]
+
+    def tensors(self, batch: StepFeatures, returns: Tensor | None = None) -> StepTensors:
+        """Puts ``(B, S, …)`` features where the weights are; returns default to the target."""
+        if returns is None:
+            shape = (*batch.action.shape, 1)
+            returns = torch.full(shape, float(self.config.return_target or 0.0))
+        return StepTensors.of(batch, returns, self.device)
+
+    def decide(self, observation: AbrObservation) -> int:
+        """Returns the level with the highest score; 0 before any history."""
+        return self.decide_many([observation])[0]
+
+    def decide_many(self, observations: Sequence[AbrObservation]) -> list[int]:
+        """Decides several observations, of one session or of many, in one pass."""
+        known = [index for index, one in enumerate(observations) if one.history]
+        levels = np.zeros(len(observations), dtype=np.int64)
+        if known:
+            logits = self.logits([observations[index] for index in known])
+            levels[known] = logits.argmax(dim=1).cpu().numpy()
+        return [int(level) for level in levels]
+
+    def freeze(self) -> AbrPolicy:
+        """Makes the model ready to answer: updates folded in, no dropout, no gradients."""
+        self.eval()
+        merge_lora(self.backbone)
+        self.requires_grad_(False)
+        return self
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The weights that training changes: encoders, head and low-rank updates."""
+        return {
+            key: value for key, value in self.state_dict().items() if not _is_frozen(key)
+        }
+
+
+def _is_frozen(key: str) -> bool:
+    return key.startswith("backbone.") and "lora_" not in key

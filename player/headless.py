@@ -1,0 +1,375 @@
+"""Emulated driver of the player: interprets its commands with HTTP requests and a real clock.
+
+The sibling of ``player/simulated.py``. It reads manifest and size table as any DASH client does,
+downloads real bytes over one keep-alive connection, tells the server what CMCD (CTA-5004) asks
+for, and throws the bytes away: nothing is decoded, so that many sessions fit on one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import yarl
+
+from player import cmcd, mpd
+from player.machine import (
+    Ask,
+    ChunkArrived,
+    Decided,
+    Event,
+    Fetch,
+    Player,
+    PlayerConfig,
+    Started,
+    Stop,
+    TimerFired,
+    WaitUntil,
+)
+from player.observation import AbrObservation
+from player.records import ChunkRecord
+from player.video import Video
+
+READ_BUFFER_BYTES = 256 * 1024
+KEEP_ALIVE_S = 3600.0  # pauses at the buffer cap and stalls must not cost a new connection
+MILLISECONDS_PER_SECOND = 1000
+MAX_INIT_BYTES = 2**20
+DECISION_LIMIT_S = 60.0
+
+_log = logging.getLogger(__name__)
+
+#: Asks the controller for a level. A ConnectionError or TimeoutError says that it is unavailable,
+#: and the fallback decides; anything else ends the session.
+AskLevel = Callable[[AbrObservation], Awaitable[int]]
+
+
+class PlaybackError(ConnectionError):
+    """The server did not deliver what it announced; ``chunks`` holds what was finished before."""
+
+    def __init__(self, message: str, chunks: tuple[ChunkRecord, ...] = ()) -> None:
+        super().__init__(message)
+        self.chunks = chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Longest waits, seconds; generous, because a slow trace stalls for minutes legitimately.
+
+    Attributes:
+        connect_s: to reach the server.
+        setup_s: for manifest, size table and initialisation segments, each.
+        chunk_s: for one chunk.
+        decision_s: for one decision, whatever limit ``ask`` has of its own.
+    """
+
+    connect_s: float = 30.0
+    setup_s: float = 120.0
+    chunk_s: float = 900.0
+    decision_s: float = DECISION_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayedSession:
+    """A session that came to its end.
+
+    Attributes:
+        video: as the manifest and the size table described it.
+        chunks: records, one per chunk.
+        startup_s: until the first chunk was in.
+        wall_s: from the first request for a chunk to the end.
+        setup_s: before that, to load manifest, size table and initialisation segments.
+        fallbacks: decisions that the fallback made.
+    """
+
+    video: Video
+    chunks: tuple[ChunkRecord, ...]
+    startup_s: float
+    wall_s: float
+    setup_s: float
+    fallbacks: int
+
+
+class Media(Protocol):
+    """What the driver needs of the world: a clock and chunks."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never runs backwards."""
+        ...
+
+    async def sleep_until(self, at_s: float) -> None:
+        """Returns when :meth:`now` is at least ``at_s``."""
+        ...
+
+    async def fetch(self, command: Fetch, player: Player) -> float:
+        """Downloads a chunk; returns when its last byte came, on the clock of :meth:`now`."""
+        ...
+
+
+async def drive(
+    player: Player,
+    media: Media,
+    ask: AskLevel,
+    *,
+    fallback: Callable[[AbrObservation], int] | None = None,
+    decision_limit_s: float = DECISION_LIMIT_S,
+    on_chunk: Callable[[ChunkRecord], None] | None = None,
+) -> float:
+    """Plays a session to its end; the records are in ``player.chunks``.
+
+    Returns:
+        Length of the session on the clock of ``media``, seconds.
+
+    Raises:
+        InvalidDecision: the controller named a level off the ladder.
+        ConnectionError, TimeoutError: the controller is unavailable and there is no fallback, or
+            what ``media`` raises.
+    """
+    began_s = now = media.now()
+    event: Event = Started()
+    while True:
+        command = player.handle(event, now=now)
+        if on_chunk is not None and type(event) is ChunkArrived:
+            on_chunk(player.chunks[-1])
+        match command:
+            case Ask(observation):
+                event = await _decide(observation, ask, fallback, decision_limit_s)
+                now = media.now()
+            case Fetch():
+                now, event = await media.fetch(command, player), ChunkArrived()
+            case WaitUntil(at_s):
+                await media.sleep_until(at_s)
+                now, event = media.now(), TimerFired()
+            case Stop():
+                return now - began_s
+
+
+async def _decide(
+    observation: AbrObservation,
+    ask: AskLevel,
+    fallback: Callable[[AbrObservation], int] | None,
+    limit_s: float,
+) -> Decided:
+    try:
+        async with asyncio.timeout(limit_s):
+            return Decided(await ask(observation))
+    except (ConnectionError, TimeoutError) as error:
+        if fallback is None:
+            raise
+        _log.warning("chunk %d: the fallback decides: %r", observation.chunk_index, error)
+        return Decided(fallback(observation), fallback=True)
+
+
+async def play_headless(
+    *,
+    manifest_url: str,
+    ask: AskLevel,
+    session_id: str,
+    player_config: PlayerConfig | None = None,
+    chunks: int | None = None,
+    fallback: Callable[[AbrObservation], int] | None = None,
+    limits: Limits | None = None,
+    before_start: Callable[[], Awaitable[None]] | None = None,
+    on_chunk: Callable[[ChunkRecord], None] | None = None,
+) -> PlayedSession:
+    """Plays a video from a DASH server in real time.
+
+    Args:
+        manifest_url: of the MPD.
+        ask: asks the controller for a level.
+        session_id: CMCD ``sid``.
+        player_config: how to play.
+        chunks: play this many, None for all.
+        fallback: decides when the controller is unavailable; None ends the session then.
+        limits: longest waits.
+        before_start: is awaited when everything but the chunks is loaded, right before the
+            session's clock starts: the moment to start a link's trace.
+        on_chunk: is told every chunk's record as soon as the chunk is in.
+
+    Returns:
+        The session.
+
+    Raises:
+        PlaybackError: the server is gone, is too slow, or sends something else than announced.
+        MpdError: manifest or size table are not what this player plays.
+        VideoFormatError: the video has fewer than ``chunks`` chunks.
+        InvalidDecision: the controller named a level off the ladder.
+        ConnectionError, TimeoutError: the controller is unavailable and there is no fallback.
+    """
+    longest = limits or Limits()
+    async with _http_session(longest) as http:
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        media = await HttpMedia.open(http, manifest_url, session_id, longest)
+        setup_s = clock() - began_s
+        video = media.video if chunks is None else media.video.first(chunks)
+        player = Player(video, player_config)
+        if before_start is not None:
+            await before_start()
+        wall_s = await drive(
+            player,
+            media,
+            ask,
+            fallback=fallback,
+            decision_limit_s=longest.decision_s,
+            on_chunk=on_chunk,
+        )
+        return PlayedSession(
+            video=video,
+            chunks=player.chunks,
+            startup_s=player.startup_s or 0.0,
+            wall_s=wall_s,
+            setup_s=setup_s,
+            fallbacks=sum(chunk.fallback for chunk in player.chunks),
+        )
+
+
+def _http_session(limits: Limits) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=KEEP_ALIVE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s),
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+        read_bufsize=READ_BUFFER_BYTES,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HttpMedia:
+    """:class:`Media` over HTTP.
+
+    Attributes:
+        http: session with one connection.
+        manifest: what is played.
+        video: ladder and sizes of the same.
+        session_id: CMCD ``sid``.
+        limits: longest waits.
+    """
+
+    http: aiohttp.ClientSession
+    manifest: mpd.Manifest
+    video: Video
+    session_id: str
+    limits: Limits
+
+    @classmethod
+    async def open(
+        cls, http: aiohttp.ClientSession, url: str, session_id: str, limits: Limits
+    ) -> HttpMedia:
+        """Loads manifest, size table and initialisation segments; see :func:`play_headless`."""
+        told: dict[str, cmcd.Value] = {"sid": session_id, "sf": "d", "st": "v", "su": True}
+
+        async def load(url: str, object_type: str, most_bytes: int) -> bytes:
+            target = _with_cmcd(url, told | {"ot": object_type})
+            return await _load(http, target, most_bytes, limits.setup_s)
+
+        manifest = mpd.parse_mpd(await load(url, "m", mpd.MAX_MPD_BYTES), url)
+        if manifest.sizes_url is None:
+            raise mpd.MpdError(
+                f"{url} names no size table, which controllers need: expected a "
+                f"SupplementalProperty with schemeIdUri {mpd.SIZES_SCHEME}"
+            )
+        sizes = await load(manifest.sizes_url, "o", mpd.MAX_SIZES_BYTES)
+        name = urlsplit(url).path.rpartition("/")[0].rpartition("/")[2]
+        video = mpd.read_sizes(sizes, manifest, name=name)
+        for representation in manifest.representations:
+            if representation.initialization_url is not None:
+                await load(representation.initialization_url, "i", MAX_INIT_BYTES)
+        return cls(http, manifest, video, session_id, limits)
+
+    def now(self) -> float:
+        """The clock of the event loop."""
+        return asyncio.get_running_loop().time()
+
+    async def sleep_until(self, at_s: float) -> None:
+        """Sleeps in real time."""
+        while (left_s := at_s - self.now()) > 0:  # a timer may fire a clock tick early
+            await asyncio.sleep(left_s)
+
+    async def fetch(self, command: Fetch, player: Player) -> float:
+        """Downloads a chunk and drops its bytes.
+
+        Raises:
+            PlaybackError: it does not come, not in time, or is not as long as announced.
+        """
+        url = self.manifest.media_url(command.chunk, command.level)
+        target = _with_cmcd(url, self._cmcd(command, player))
+        where = f"chunk {command.chunk} at level {command.level}"
+        try:
+            async with asyncio.timeout(self.limits.chunk_s), _get(self.http, target) as response:
+                return await self._read(response, command.size_bytes)
+        except TimeoutError as error:
+            reason = str(error) or f"not in after {self.limits.chunk_s} s"
+            raise PlaybackError(f"{where}: {reason} ({url})", player.chunks) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise PlaybackError(f"{where}: {error} ({url})", player.chunks) from error
+
+    async def _read(self, response: aiohttp.ClientResponse, size_bytes: int) -> float:
+        announced = response.content_length
+        if announced not in (None, size_bytes):
+            raise PlaybackError(f"{announced} bytes, {size_bytes} in the size table")
+        received = 0
+        while received < size_bytes:
+            data = await response.content.readany()
+            if not data:
+                raise PlaybackError(f"ended after {received} of {size_bytes} bytes")
+            received += len(data)
+        arrived_s = self.now()
+        if received > size_bytes or await response.content.readany():
+            raise PlaybackError(f"more than the {size_bytes} bytes in the size table")
+        return arrived_s
+
+    def _cmcd(self, command: Fetch, player: Player) -> dict[str, cmcd.Value]:
+        ladder, chunks = self.video.levels_kbps, player.chunks
+        buffer_ms = player.buffer_s * MILLISECONDS_PER_SECOND
+        told: dict[str, cmcd.Value] = {
+            "br": ladder[command.level],
+            "bl": buffer_ms,
+            "cid": self.video.name[: cmcd.MAX_ID_CHARACTERS],
+            "d": self.video.chunk_s * MILLISECONDS_PER_SECOND,
+            "dl": buffer_ms,  # playback rate 1
+            "ot": "v",
+            "sf": "d",
+            "sid": self.session_id,
+            "st": "v",
+            "su": player.buffer_s <= 0,
+            "tb": ladder[-1],
+            "bs": len(chunks) > 1 and chunks[-1].rebuffer_s > 0,
+        }
+        if chunks:
+            told["mtp"] = chunks[-1].throughput_kbps
+        return told
+
+
+def _with_cmcd(url: str, values: dict[str, cmcd.Value]) -> str:
+    query = urlencode({cmcd.QUERY_PARAMETER: cmcd.encode(values)})
+    return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
+
+
+@contextlib.asynccontextmanager
+async def _get(http: aiohttp.ClientSession, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    async with http.get(yarl.URL(url, encoded=True)) as response:
+        if response.status != HTTPStatus.OK:
+            raise PlaybackError(f"the server answers {response.status} {response.reason}")
+        yield response
+
+
+async def _load(http: aiohttp.ClientSession, url: str, most_bytes: int, limit_s: float) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limit_s), _get(http, url) as response:
+            async for data in response.content.iter_any():
+                body += data
+                if len(body) > most_bytes:
+                    raise PlaybackError(f"more than {most_bytes} bytes")
+    except TimeoutError as error:
+        raise PlaybackError(f"{url}: {str(error) or f'not in after {limit_s} s'}") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise PlaybackError(f"{url}: {error}") from error
+    return bytes(body)

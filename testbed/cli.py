@@ -1,0 +1,197 @@
+"""The ``testbed`` command line: reads what the user wants, prints what happened.
+
+Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+
+from controllers.registry import InvalidOptions, UnknownController
+from player.trace import TraceError
+from player.video import VideoFormatError
+from testbed import __version__, cli_traces, cli_training
+from testbed.builtin import DataNotFound
+from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
+from testbed.doctor import diagnose, render
+from testbed.experiment import ConfigError, plan_experiment, read_experiment
+from testbed.link import LinkUnsupported, ShapingError
+from testbed.report import build_report
+from testbed.results import ResultsError, write_summary
+from testbed.runner import run_experiment
+from testbed.sandbox import SandboxError
+from testbed.serving import UsageError, serve_arms
+from testbed.traces import TraceFormatError
+
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+
+#: What a user can mend: the message says what is wrong and what there is instead.
+WRONG_INPUT = (
+    ConfigError,
+    DataNotFound,
+    InvalidOptions,
+    LinkUnsupported,
+    ResultsError,
+    TraceError,
+    TraceFormatError,
+    UnknownController,
+    UsageError,
+    VideoFormatError,
+    cli_training.TrainingInputError,
+)
+FAILED = (SandboxError, ShapingError, OSError)
+
+app = typer.Typer(
+    help="Emulation testbed for learned network control.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_traces.app, name="trace")
+app.add_typer(cli_training.pool_app, name="pool")
+app.add_typer(cli_training.train_app, name="train")
+app.command("collect")(cli_training.collect)
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document and nothing else.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder that data: stands for.", envvar="TESTBED_DATA", show_envvar=True
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    """Emulation testbed for learned network control."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_path=False)],
+    )
+    if version:
+        typer.echo(f"testbed {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Finds out by trying what this machine can do, and says how to get what is missing."""
+    diagnosis = diagnose()
+    if as_json:
+        print_json(diagnosis.as_json())
+    else:
+        printed.print(render(diagnosis))
+    if not diagnosis.ready:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Result folder; by default a new one below results/.")
+    ] = None,
+    data: DataOption = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as link.delay_ms=20."),
+    ] = None,
+    driver: Annotated[str | None, typer.Option(help="simulated or emulated.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Sessions at once.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs every session of an experiment and writes results and report."""
+    plan = plan_experiment(
+        read_experiment(experiment, overrides=overrides or (), driver=driver),
+        data_dir=data_folder(data),
+        base=experiment.parent,
+    )
+    folder = out or Path("results") / f"{experiment.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the folder to go on with")
+    with show_progress(quiet=as_json) as progress:
+        outcome = run_experiment(plan, folder, jobs=jobs, resume=resume, progress=progress)
+    if as_json:
+        print_json(outcome.summary)
+    else:
+        show_arms(outcome.summary)
+        printed.print(f"Report: {outcome.report}", soft_wrap=True)
+    if outcome.failed:
+        errors.print(f"{outcome.failed} sessions failed; sessions.jsonl and the report say why")
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Result folder, or several to set side by side.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file; by default in the first folder.")
+    ] = None,
+) -> None:
+    """Rebuilds summary.json and report.html from the sessions in a folder."""
+    for folder in folders:
+        write_summary(folder)
+    printed.print(f"Report: {build_report(folders, out)}", soft_wrap=True)
+
+
+@app.command()
+def serve(
+    arm: Annotated[
+        list[str],
+        typer.Option(metavar="NAME[=OPTIONS]", help="A controller; options as key=value,… ."),
+    ],
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8100,
+    task: Annotated[str, typer.Option(help="abr")] = "abr",
+) -> None:
+    """Serves controllers over HTTP until interrupted."""
+    serve_arms(task, arm, host=host, port=port, on_ready=lambda url: printed.print(f"Serving {url}"))
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(standalone_mode=False)
+    except WRONG_INPUT as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(EXIT_WRONG_INPUT)
+    except FAILED as error:
+        errors.print(f"failed: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(EXIT_FAILED)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except typer.Abort:
+        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt:
+        errors.print("interrupted; finished sessions are kept")
+        sys.exit(128 + signal.SIGINT)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM unwinds like an interrupt, so that everything is taken down in order."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What the command line shows: tables, progress, and JSON instead of both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from player.records import SessionRecord
+from testbed.experiment import ConfigError, Session
+
+printed = Console()
+errors = Console(stderr=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on standard output."""
+    printed.file.write(json.dumps(document, indent=2) + "\n")
+
+
+def data_folder(folder: Path | None) -> Path | None:
+    """The folder that ``data:`` stands for, checked.
+
+    Raises:
+        ConfigError: it was named and is not a folder.
+    """
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"data folder {folder}: no such folder (--data or TESTBED_DATA)")
+    return folder
+
+
+def number(value: float | None, pattern: str = "{:.3f}") -> str:
+    """The value, or a dash where nothing was measured."""
+    return "–" if value is None else pattern.format(value)
+
+
+def show_arms(summary: Mapping[str, Any]) -> None:
+    """Prints the table of arms and the paired differences of a summary."""
+    table = Table(title=f"{summary['task']}, {summary['driver']}", title_justify="left")
+    table.add_column("arm")
+    for heading in (
+        "QoE/chunk [95 % CI]",
+        "kbit/s",
+        "stalled",
+        "switch kbit/s",
+        "decision p50/p99",
+        "fallbacks",
+        "sessions",
+    ):
+        table.add_column(heading, justify="right")
+    for arm in sorted(summary["arms"], key=_by_qoe):
+        qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
+        failed = f" ({arm['failed']} failed)" if arm["failed"] else ""
+        table.add_row(
+            arm["arm"],
+            f"{number(qoe['mean'])} {_interval(qoe['ci95'])}",
+            number(arm["bitrate_kbps"], "{:.0f}"),
+            number(arm["rebuffer_ratio"], "{:.2%}"),
+            number(arm["switch_kbps"], "{:.0f}"),
+            f"{number(decision['p50'], '{:.1f}')} / {number(decision['p99'], '{:.1f}')} ms",
+            str(arm["fallbacks"]),
+            f"{arm['sessions']}{failed}",
+        )
+    printed.print(table)
+    for pair in summary["pairs"]:
+        delta = pair["delta"]
+        printed.print(
+            f"  {pair['a']} − {pair['b']}: {number(delta['mean'], '{:+.3f}')} "
+            f"{_interval(delta['ci95'], '{:+.3f}')} over {pair['n']} traces",
+            highlight=False,
+        )
+    nmae = summary["link"]["wire_nmae_1s"]
+    if nmae["median"] is not None:
+        printed.print(
+            f"Link: delivered against asked (NMAE, 1 s) median {nmae['median']:.2%}, "
+            f"worst {nmae['max']:.2%}",
+            highlight=False,
+        )
+
+
+class RichProgress:
+    """Progress of a run as a bar; implements ``testbed.runner.Progress``."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._failed = 0
+        self._chunks: dict[int, int] = {}
+        self._ended = 0.0
+
+    def planned(self, sessions: int, finished: int) -> None:
+        """Shows the bar."""
+        self._ended = finished
+        self._task = self._bars.add_task("sessions", total=sessions, completed=finished, note="")
+
+    def chunk_finished(self, session: Session, index: int) -> None:
+        """Moves the bar by the part of a session that is done."""
+        self._chunks[session.number] = index + 1
+        self._update(f"{len(self._chunks)} playing")
+
+    def session_finished(self, record: SessionRecord) -> None:
+        """Counts the session."""
+        self._ended += 1
+        if record.status == "failed":
+            self._failed += 1
+            self._bars.console.print(
+                f"failed: {record.arm} on {record.trace}: {record.error}",
+                style="red",
+                markup=False,
+                highlight=False,
+            )
+        self._update("")
+
+    def _update(self, note: str) -> None:
+        if self._task is not None:
+            failed = f"{self._failed} failed" if self._failed else ""
+            self._bars.update(
+                self._task, completed=self._ended, note=", ".join(filter(None, (note, failed)))
+            )
+
+
+@contextlib.contextmanager
+def show_progress(*, quiet: bool) -> Iterator[RichProgress]:
+    """A progress bar on standard error, or none."""
+    columns: Sequence[Any] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors, disable=quiet) as bars:
+        yield RichProgress(bars)
+
+
+def _by_qoe(arm: Mapping[str, Any]) -> float:
+    mean = arm["qoe_per_chunk"]["mean"]
+    return float("inf") if mean is None else -float(mean)
+
+
+def _interval(bounds: Sequence[float] | None, pattern: str = "{:.3f}") -> str:
+    if bounds is None:
+        return "[–]"
+    return "[" + ", ".join(pattern.format(bound) for bound in bounds) + "]"

@@ -1,0 +1,136 @@
+"""Emulated sessions of an experiment, seen from outside the sandbox that they run in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from player.content import load_pack
+from player.records import SessionRecord
+from player.trace import Trace
+from player.video import Video
+from testbed.experiment import (
+    ConfigError,
+    Experiment,
+    Plan,
+    Session,
+    experiment_document,
+    parse_experiment,
+)
+from testbed.link import LinkUnsupported, ShapingError
+from testbed.sandbox import SandboxError, run_in_sandbox
+
+ENTRY = "testbed.emulation_inside:run_sessions"
+
+
+@dataclass(frozen=True)
+class EmulatedSession:
+    """A session that ended, with what its link and its server wrote down.
+
+    Attributes:
+        record: the session.
+        link_seconds: rows of ``link.jsonl``.
+        requests: rows of ``requests.jsonl``: the video server's access log with CMCD.
+    """
+
+    record: SessionRecord
+    link_seconds: tuple[Mapping[str, Any], ...]
+    requests: tuple[Mapping[str, Any], ...]
+
+
+_RECORDS = pydantic.TypeAdapter(SessionRecord)
+#: Errors that cross the border of the sandbox by name and are raised again outside.
+_RAISED_AGAIN: Mapping[str, type[Exception]] = {
+    "LinkUnsupported": LinkUnsupported,
+    "ShapingError": ShapingError,
+    "InvalidOptions": ConfigError,
+    "UnknownController": ConfigError,
+}
+
+
+def emulate(
+    plan: Plan,
+    sessions: Sequence[Session],
+    *,
+    jobs: int,
+    on_session: Callable[[EmulatedSession], None],
+    on_chunk: Callable[[Session, int], None],
+) -> None:
+    """Plays the sessions in real time, ``jobs`` of them at once, inside one sandbox.
+
+    Args:
+        plan: the experiment.
+        sessions: which of its sessions to play.
+        jobs: sessions at once.
+        on_session: told of every session as it ends, well or not.
+        on_chunk: told of every chunk that arrives.
+
+    Raises:
+        ConfigError: a controller cannot be made.
+        LinkUnsupported: the kernel cannot make the link.
+        ContentError: there is no content for the video's ladder and it cannot be made.
+        SandboxError: no sandbox can be made, or it died.
+    """
+    content = load_pack(plan.video.levels_kbps, plan.video.chunk_s)  # made outside, cached
+    content.check(plan.video)
+    by_number = {session.number: session for session in sessions}
+
+    def receive(message: dict[str, Any]) -> None:
+        session = by_number[message["session"]]
+        if message["kind"] == "chunk":
+            on_chunk(session, message["index"])
+        else:
+            on_session(
+                EmulatedSession(
+                    _RECORDS.validate_python(message["record"]),
+                    tuple(message["link_seconds"]),
+                    tuple(message["requests"]),
+                )
+            )
+
+    try:
+        run_in_sandbox(ENTRY, encode_plan(plan, sessions, jobs=jobs), on_message=receive)
+    except SandboxError as error:
+        known = _RAISED_AGAIN.get(error.kind or "")
+        if known is None:
+            raise
+        raise known(str(error).removeprefix(f"{error.kind}: ")) from error
+
+
+def encode_plan(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> dict[str, Any]:
+    """The job for the inside of the sandbox, as JSON values."""
+    arms = {arm.label: number for number, arm in enumerate(plan.experiment.arms)}
+    traces = {session.trace.name: session.trace for session in sessions}
+    return {
+        "experiment": experiment_document(plan.experiment),
+        "video": dataclasses.asdict(plan.video),
+        "traces": {
+            name: [trace.times_s.tolist(), trace.rates_mbps.tolist()]
+            for name, trace in traces.items()
+        },
+        "sessions": [
+            [session.number, arms[session.arm.label], session.trace.name, session.start_index]
+            for session in sessions
+        ],
+        "jobs": jobs,
+    }
+
+
+def decode_plan(job: Mapping[str, Any]) -> Plan:
+    """Inverse of :func:`encode_plan`; the plan holds the sessions to play only."""
+    experiment: Experiment = parse_experiment(job["experiment"], where="sandbox")
+    video = pydantic.TypeAdapter(Video).validate_python(job["video"])
+    traces = {
+        name: Trace(name, np.array(times), np.array(rates))
+        for name, (times, rates) in job["traces"].items()
+    }
+    sessions = tuple(
+        Session(number, experiment.arms[arm], traces[trace], start_index)
+        for number, arm, trace, start_index in job["sessions"]
+    )
+    return Plan(experiment, video, sessions)

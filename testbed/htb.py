@@ -1,0 +1,426 @@
+"""One interface shaped by the kernel's HTB so that its output follows a bandwidth trace exactly.
+
+HTB (``tc-htb(8)``) lets a packet go when its bucket is not in debt, then takes the time that the
+packet would need at the *present* rate out of the bucket. Four properties of it would spoil a
+trace, and are dealt with here:
+
+* It takes a segmentation-offload packet of 64 kB as one. So whatever feeds the interface may only
+  build packets of one segment (:func:`disable_offloads`; ``gso off`` alone does not do that).
+* It counts bytes of layer 2, a trace those of layer 3. A size table with an overhead of -14 bytes
+  (``tc-stab(8)``) makes it count layer 3, at any packet size.
+* Capacity that was not used is saved up in the bucket, up to its size. A timer of the kernel may
+  be late by many milliseconds on a machine with other work to do, so the bucket must be large while
+  packets wait, or capacity gets lost; and small while none do, or a burst would follow a pause.
+  It is switched between the two.
+* A debt made at a low rate stays when the rate rises: behind a second of 10 kbit/s one packet would
+  block the link for 1.2 s. So the rate that is set at time t is not the trace's rate r(t), but that
+  at which a whole packet that leaves at t takes just as long as the trace, with the steps ahead of
+  it, allows: ``L / (C⁻¹(C(t) + L) - t)``, C being the integral of the trace. Far from the steps
+  that is r(t). With it, every packet of a queue leaves exactly when the trace says, there is no
+  lowest rate, and the link stands still during an outage and goes on at its end.
+
+Rates are changed in place with a prebuilt netlink message (``rtnetlink(7)``), about 10 µs each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from player.trace import FloatArray, Trace
+
+PACKET_BYTES = 1500  # layer 3
+BITS_PER_BYTE = 8
+ETHERNET_HEADER_BYTES = 14
+LATENESS_S = 0.004
+MIN_BYTES_PER_S = 25  # HTB forgives debts of more than 60 s = 1,500 bytes at this rate
+MAX_BYTES_PER_S = 2**32 - 1
+SCHEDULE_GRID_S = 0.001
+RATE_RESOLUTION = 0.002  # smaller changes of the rate between two steps are left out
+
+# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/pkt_sched.h>, <linux/gen_stats.h>
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO = 1, 4, 8
+NLMSG_ERROR = 2
+RTM_NEWTCLASS, RTM_GETTCLASS, RTM_GETSTATS = 40, 42, 94
+TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
+TCA_HTB_PARMS = 1
+TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
+IFLA_STATS_LINK_64 = 1
+LINKLAYER_ETHERNET = 1
+NS_PER_TICK = 64
+IDLE_CREDIT_TICKS = round(IDLE_CREDIT_S * 1e9 / NS_PER_TICK)
+BUSY_CREDIT_TICKS = round(BUSY_CREDIT_S * 1e9 / NS_PER_TICK)
+NLMSG_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+TCMSG = struct.Struct("=BBHiIII")  # family, pad, pad, ifindex, handle, parent, info
+RTATTR = struct.Struct("=HH")
+RATESPEC = struct.Struct("=BBHhHI")  # cell log, link layer, overhead, align, mpu, bytes per second
+HTB_BUCKETS = struct.Struct("=IIIII")  # buffer, cbuffer (ticks), quantum, level, priority
+STATS_BASIC = struct.Struct("=QI")  # bytes, packets
+STATS_QUEUE = struct.Struct("=IIIII")  # packets, bytes, drops, requeues, overlimits
+IF_STATS = struct.Struct("=BBHII")  # family, pad, pad, ifindex, filter
+LINK_STATS = struct.Struct("=QQQ")  # rx packets, tx packets, rx bytes
+RECEIVE_BYTES = 65536
+
+ROOT_HANDLE = 0x00010000  # 1:
+CLASS_HANDLE = 0x00010001  # 1:1
+
+# <linux/ethtool.h>, <linux/sockios.h>
+SIOCETHTOOL = 0x8946
+ETHTOOL_SETTERS = {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+ETHTOOL_STXCSUM = 0x17
+
+
+class ShapingError(RuntimeError):
+    """The kernel did not shape the link as asked; a session must not run on it."""
+
+
+def run_tool(*command: str) -> str:
+    """Runs a system tool and returns its output.
+
+    Raises:
+        ShapingError: it failed; with what it said.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ShapingError(f"the program {command[0]} is missing: install iproute2") from error
+    if done.returncode:
+        raise ShapingError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def qdisc_problem(kind: str, *options: str, interface: str = "lo") -> str | None:
+    """Tries a queueing discipline on an interface of this namespace and removes it again.
+
+    Returns:
+        What the kernel said if it refused, None if it works.
+    """
+    try:
+        run_tool("tc", "qdisc", "add", "dev", interface, "root", kind, *options)
+    except ShapingError as error:
+        return str(error)
+    run_tool("tc", "qdisc", "del", "dev", interface, "root")
+    return None
+
+
+def disable_offloads(interface: str) -> None:
+    """Lets an interface of this namespace carry packets of one segment only.
+
+    Raises:
+        ShapingError: the kernel did not take it.
+    """
+    run_tool("ip", "link", "set", "dev", interface, "gso_max_segs", "1")
+    for feature in ETHTOOL_SETTERS.values():
+        _ethtool_off(interface, feature)
+    shown: list[dict[str, Any]] = json.loads(
+        run_tool("ip", "-details", "-json", "link", "show", "dev", interface)
+    )
+    if (segments := shown[0].get("gso_max_segs")) != 1:
+        raise ShapingError(f"{interface}: gso_max_segs is {segments} after it was set to 1")
+
+
+def disable_checksum_offload(interface: str) -> None:
+    """Has checksums computed at once; a switch in user space needs them."""
+    _ethtool_off(interface, ETHTOOL_STXCSUM)
+
+
+def _ethtool_off(interface: str, command: int) -> None:
+    value = np.array([command, 0], dtype=np.uint32)
+    request = struct.pack("16sP8x", interface.encode(), value.ctypes.data)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            fcntl.ioctl(control, SIOCETHTOOL, request)
+        except OSError as error:
+            raise ShapingError(f"{interface}: switching an offload off: {error}") from error
+
+
+# ---- schedule -----------------------------------------------------------------------------------
+
+
+def packet_rates(trace: Trace, position_s: FloatArray) -> FloatArray:
+    """Rate at which a whole packet that leaves at each position takes as long as the trace says.
+
+    Args:
+        trace: capacity at layer 3.
+        position_s: ``(n,)`` positions in the trace, seconds.
+
+    Returns:
+        ``(n,)`` bytes per second.
+    """
+    took_s = trace.transfer_s(PACKET_BYTES * BITS_PER_BYTE, position_s)
+    return np.clip(PACKET_BYTES / took_s, MIN_BYTES_PER_S, MAX_BYTES_PER_S)
+
+
+def steps_between(trace: Trace, from_s: float, to_s: float) -> FloatArray:
+    """Positions in ``[from_s, to_s)`` at which the trace's rate may change, passes included."""
+    passes = np.arange(int(from_s // trace.duration_s), int(to_s // trace.duration_s) + 1)
+    steps = (passes[:, None] * trace.duration_s + trace.edges_s[None, :-1]).ravel()
+    return np.asarray(steps[(steps >= from_s) & (steps < to_s)])
+
+
+def rate_changes(trace: Trace, from_s: float, to_s: float) -> tuple[FloatArray, FloatArray]:
+    """When to set which rate between two positions of the trace.
+
+    Returns:
+        Two ``(n,)`` arrays: positions in seconds, the first being ``from_s``, and bytes per second.
+    """
+    grid = np.arange(from_s, to_s, SCHEDULE_GRID_S)
+    steps = steps_between(trace, from_s, to_s)
+    times = np.union1d(grid, steps)
+    middles = (times + np.append(times[1:], to_s)) / 2
+    rates = packet_rates(trace, middles)
+    coarse = np.round(np.log(rates) / RATE_RESOLUTION)
+    keep = np.isin(times, steps) | np.append(True, np.diff(coarse) != 0)
+    return times[keep], rates[keep]
+
+
+def schedule(trace: Trace, start_s: float, block_s: float = 1.0) -> Iterator[tuple[float, int]]:
+    """All rate changes from position ``start_s`` on, without end, computed block by block.
+
+    Yields:
+        Seconds since the start, and bytes per second to set.
+    """
+    begin_s = start_s
+    while True:
+        times, rates = rate_changes(trace, begin_s, begin_s + block_s)
+        for at_s, rate in zip((times - start_s).tolist(), rates.tolist(), strict=True):
+            yield at_s, round(rate)
+        begin_s += block_s
+
+
+# ---- kernel -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClassState:
+    """What the kernel says about the class.
+
+    Attributes:
+        bytes_per_s: its rate.
+        sent_bytes: layer 3.
+        sent_packets: packets that have left.
+        backlog_packets: packets that wait.
+        drops: packets that found the queue full.
+    """
+
+    bytes_per_s: int
+    sent_bytes: int
+    sent_packets: int
+    backlog_packets: int
+    drops: int
+
+
+class Netlink:
+    """A routing netlink socket; it belongs to the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.settimeout(1.0)
+        self._sequence = 0
+
+    def ask(self, message: bytearray) -> bytes:
+        """Sends one request with a fresh sequence number.
+
+        Returns:
+            The answer with its header.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        self._sequence += 1
+        struct.pack_into("=I", message, 8, self._sequence)
+        self._socket.send(message)
+        while True:
+            answer = self._socket.recv(RECEIVE_BYTES)
+            _, kind, _, sequence, _ = NLMSG_HEADER.unpack_from(answer)
+            if sequence != self._sequence:
+                continue  # the answer to a request that timed out
+            if kind == NLMSG_ERROR and (
+                number := struct.unpack_from("=i", answer, NLMSG_HEADER.size)[0]
+            ):
+                raise OSError(-number, os.strerror(-number))
+            return answer
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+
+class HtbClass(Netlink):
+    """The shaped output of one interface of this network namespace: HTB over a drop-tail queue."""
+
+    def __init__(self, interface: str, *, queue_packets: int, bytes_per_s: int) -> None:
+        """Sets the interface up.
+
+        Raises:
+            ShapingError: the kernel refused, or took something else than asked.
+        """
+        self.interface = interface
+        device = ("dev", interface)
+        run_tool(
+            *("tc", "qdisc", "add", *device, "root", "handle", "1:"),
+            *("stab", "overhead", str(-ETHERNET_HEADER_BYTES), "linklayer", "ethernet"),
+            *("htb", "default", "1"),
+        )
+        run_tool(
+            *("tc", "class", "add", *device, "parent", "1:", "classid", "1:1", "htb"),
+            *("rate", "1mbit", "quantum", str(PACKET_BYTES)),
+        )
+        run_tool(
+            *("tc", "qdisc", "add", *device, "parent", "1:1", "handle", "10:"),
+            *("pfifo", "limit", str(queue_packets)),
+        )
+        self._verify_qdiscs(queue_packets)
+        index = socket.if_nametoindex(interface)
+        super().__init__()
+        self._change, self._rate_at, self._credit_at = _change_message(index)
+        self._get = _request(RTM_GETTCLASS, NLM_F_REQUEST | NLM_F_ECHO, _tcmsg(index))
+        self.bytes_per_s = bytes_per_s
+        self.change(bytes_per_s, is_busy=False)
+        self.verify()
+
+    def _verify_qdiscs(self, queue_packets: int) -> None:
+        shown = json.loads(run_tool("tc", "-json", "qdisc", "show", "dev", self.interface))
+        kinds = {qdisc["kind"]: qdisc.get("options", {}) for qdisc in shown}
+        if "htb" not in kinds or kinds.get("pfifo", {}).get("limit") != queue_packets:
+            raise ShapingError(
+                f"{self.interface}: asked for HTB over pfifo with {queue_packets} packets, "
+                f"the kernel has {kinds}"
+            )
+
+    def change(self, bytes_per_s: int, *, is_busy: bool) -> None:
+        """Changes the rate and the size of the bucket in place.
+
+        Args:
+            bytes_per_s: rate at layer 3.
+            is_busy: whether packets wait.
+
+        Raises:
+            ShapingError: the kernel refused.
+        """
+        for offset in self._rate_at:
+            struct.pack_into("=I", self._change, offset, bytes_per_s)
+        ticks = BUSY_CREDIT_TICKS if is_busy else IDLE_CREDIT_TICKS
+        struct.pack_into("=II", self._change, self._credit_at, ticks, ticks)
+        try:
+            self.ask(self._change)
+        except OSError as error:
+            raise ShapingError(
+                f"{self.interface}: setting {bytes_per_s} bytes per second: {error}"
+            ) from error
+        self.bytes_per_s = bytes_per_s
+
+    def read(self) -> ClassState:
+        """Reads the class back.
+
+        Raises:
+            ShapingError: it is not there any more.
+        """
+        try:
+            answer = self.ask(self._get)
+        except OSError as error:
+            raise ShapingError(f"{self.interface}: reading the HTB class: {error}") from error
+        rate = sent_bytes = sent_packets = backlog = drops = 0
+        for kind, begin, end in _attributes(answer, NLMSG_HEADER.size + TCMSG.size, len(answer)):
+            if kind == TCA_OPTIONS:
+                for inner, at, _ in _attributes(answer, begin, end):
+                    if inner == TCA_HTB_PARMS:
+                        rate = RATESPEC.unpack_from(answer, at)[5]
+            elif kind == TCA_STATS2:
+                for inner, at, _ in _attributes(answer, begin, end):
+                    if inner == TCA_STATS_BASIC:
+                        sent_bytes, sent_packets = STATS_BASIC.unpack_from(answer, at)
+                    elif inner == TCA_STATS_QUEUE:
+                        backlog, _, drops, _, _ = STATS_QUEUE.unpack_from(answer, at)
+        return ClassState(rate, sent_bytes, sent_packets, backlog, drops)
+
+    def verify(self) -> None:
+        """Checks that the kernel has the rate that was set last.
+
+        Raises:
+            ShapingError: it has another one.
+        """
+        found = self.read().bytes_per_s
+        if found != self.bytes_per_s:
+            raise ShapingError(
+                f"{self.interface}: asked for {self.bytes_per_s} bytes per second, "
+                f"the kernel has {found}"
+            )
+
+
+class ReceiveCounter(Netlink):
+    """Counts what one interface of this network namespace has received; readable from any other."""
+
+    def __init__(self, interface: str) -> None:
+        index = socket.if_nametoindex(interface)
+        super().__init__()
+        self._get = _request(
+            RTM_GETSTATS, NLM_F_REQUEST, IF_STATS.pack(0, 0, 0, index, IFLA_STATS_LINK_64)
+        )
+
+    def read(self) -> tuple[int, int]:
+        """Packets and layer-3 bytes received so far."""
+        answer = self.ask(self._get)
+        for _, at, _ in _attributes(answer, NLMSG_HEADER.size + IF_STATS.size, len(answer)):
+            packets, _, size = LINK_STATS.unpack_from(answer, at)
+            return packets, size - ETHERNET_HEADER_BYTES * packets
+        raise ShapingError("the kernel gave no interface statistics")
+
+
+def _request(kind: int, flags: int, body: bytes) -> bytearray:
+    return bytearray(NLMSG_HEADER.pack(NLMSG_HEADER.size + len(body), kind, flags, 0, 0) + body)
+
+
+def _tcmsg(index: int) -> bytes:
+    return TCMSG.pack(socket.AF_UNSPEC, 0, 0, index, CLASS_HANDLE, ROOT_HANDLE, 0)
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    padding = b"\0" * (-len(payload) % RTATTR.size)
+    return RTATTR.pack(RTATTR.size + len(payload), kind) + payload + padding
+
+
+def _change_message(index: int) -> tuple[bytearray, tuple[int, int], int]:
+    """The message that changes the class, and where in it the rate (twice) and the credit go.
+
+    The bucket holds a time, not a size, so its credit is the same share of capacity at any rate.
+    """
+    ratespec = RATESPEC.pack(0, LINKLAYER_ETHERNET, 0, 0, 0, 0)
+    parameters = 2 * ratespec + HTB_BUCKETS.pack(0, 0, PACKET_BYTES, 0, 0)
+    options = _attribute(TCA_OPTIONS, _attribute(TCA_HTB_PARMS, parameters))
+    message = _request(
+        RTM_NEWTCLASS,
+        NLM_F_REQUEST | NLM_F_ACK,
+        _tcmsg(index) + _attribute(TCA_KIND, b"htb\0") + options,
+    )
+    begin = len(message) - len(parameters)
+    first = begin + RATESPEC.size - 4
+    return message, (first, first + RATESPEC.size), begin + 2 * RATESPEC.size
+
+
+def _attributes(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Kind, begin and end of the payload of each attribute."""
+    while at + RTATTR.size <= end:
+        length, kind = RTATTR.unpack_from(message, at)
+        if length < RTATTR.size:
+            return
+        yield kind & 0x3FFF, at + RTATTR.size, at + length
+        at += (length + 3) & ~3

@@ -1,0 +1,154 @@
+"""Writes the files of a result folder as a run goes on; reading them is ``results``' business.
+
+Every session is appended as one line the moment it ends, so that a run that is killed keeps what
+it has, and ``--resume`` goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import testbed
+from player.records import SessionRecord
+from player.trace import Trace
+from testbed.experiment import ConfigError, Experiment, dump_experiment
+from testbed.results import read_sessions, replace_file
+
+SESSIONS = "sessions.jsonl"
+LINK = "link.jsonl"
+REQUESTS = "requests.jsonl"
+EXPERIMENT = "experiment.toml"
+ENVIRONMENT = "environment.json"
+TRACES = "traces.json"
+#: Packages whose versions can change a result.
+PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "pyroute2", "torch", "tornado", "transformers")
+
+
+class ResultFiles:
+    """An open result folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, experiment: Experiment, *, resume: bool) -> ResultFiles:
+        """Makes the folder, or opens it to go on.
+
+        Raises:
+            ConfigError: the folder has results and ``resume`` is not set, or they are those of
+                another experiment.
+        """
+        described = dump_experiment(experiment)
+        path = folder / EXPERIMENT
+        if path.exists():
+            if not resume:
+                raise ConfigError(
+                    f"{folder} already holds results; go on with --resume or choose another --out"
+                )
+            if path.read_text(encoding="utf-8") != described:
+                raise ConfigError(
+                    f"{path} is not the experiment given now; --resume needs the same one"
+                )
+            _drop_torn_line(folder / SESSIONS)
+            _drop_torn_line(folder / LINK)
+            _drop_torn_line(folder / REQUESTS)
+        elif folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty and holds no results; choose another --out")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, described)
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot write: {error.strerror}") from error
+        return cls(folder)
+
+    def finished(self) -> frozenset[tuple[str, str]]:
+        """(arm, trace) of the sessions that are in the folder with status ok."""
+        if not (self.folder / SESSIONS).exists():
+            return frozenset()
+        rows = read_sessions(self.folder)
+        return frozenset((row.arm, row.trace) for row in rows if row.status == "ok")
+
+    def write_environment(self, details: Mapping[str, Any]) -> None:
+        """Writes ``environment.json``: what this machine is, and what the run used of it."""
+        document = {
+            "version": testbed.__version__,
+            "commit": _commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "packages": _versions(),
+            **details,
+        }
+        replace_file(self.folder / ENVIRONMENT, json.dumps(document, indent=2) + "\n")
+
+    def write_traces(self, traces: Sequence[Trace]) -> None:
+        """Writes the traces as replayed, so that a report needs no other file."""
+        document = {
+            trace.name: {
+                "times_s": trace.times_s.tolist(),
+                "rates_mbps": trace.rates_mbps.tolist(),
+            }
+            for trace in traces
+        }
+        replace_file(self.folder / TRACES, json.dumps(document) + "\n")
+
+    def add_session(self, record: SessionRecord) -> None:
+        """Appends a session."""
+        self._append(SESSIONS, [dataclasses.asdict(record)])
+
+    def add_link_seconds(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends what a link was asked for and delivered, second by second."""
+        self._append(LINK, rows)
+
+    def add_requests(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the video server's access log of a session."""
+        self._append(REQUESTS, rows)
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that runs; None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(testbed.__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -1,0 +1,110 @@
+"""Runs an experiment: plans the sessions, plays them, keeps every one that ends."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from player.records import SessionRecord
+from testbed.emulation import EmulatedSession, emulate, environment
+from testbed.experiment import Plan, Session
+from testbed.report import build_report
+from testbed.result_files import ResultFiles
+from testbed.results import write_summary
+from testbed.simulation import simulate
+
+#: Emulated sessions are real time; that many at once leave the links and players undisturbed.
+EMULATED_JOBS_PER_CPU = 8
+#: Simulated sessions that make another process worth its start.
+SESSIONS_PER_PROCESS = 32
+
+
+class Progress(Protocol):
+    """What a run tells while it goes on."""
+
+    def planned(self, sessions: int, finished: int) -> None:
+        """So many sessions in all, so many of them finished before."""
+
+    def chunk_finished(self, session: Session, index: int) -> None:
+        """An emulated session has another chunk."""
+
+    def session_finished(self, record: SessionRecord) -> None:
+        """A session ended, well or not."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its folder, the summary document, and how many sessions failed."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    failed: int
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+
+def run_experiment(
+    plan: Plan, folder: Path, *, jobs: int | None, resume: bool, progress: Progress
+) -> Outcome:
+    """Plays every session of the plan that is not finished in ``folder`` and writes the results.
+
+    Args:
+        plan: the experiment with its traces and video.
+        folder: where the results go.
+        jobs: sessions at once; None chooses.
+        resume: go on with a folder that has results.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: the folder cannot be used, or a controller cannot be made.
+        SandboxError, ShapingError, LinkUnsupported: the emulation could not be set up.
+    """
+    files = ResultFiles.create(folder, plan.experiment, resume=resume)
+    finished = files.finished()
+    pending = [
+        session
+        for session in plan.sessions
+        if (session.arm.label, session.trace.name) not in finished
+    ]
+    progress.planned(len(plan.sessions), len(plan.sessions) - len(pending))
+    files.write_traces(plan.traces)
+    files.write_environment(environment(plan.experiment))
+    if pending:
+        _play(plan, pending, files, jobs or default_jobs(plan, pending), progress)
+    summary = write_summary(folder)
+    build_report([folder])
+    failed = sum(int(arm["failed"]) for arm in summary["arms"])
+    return Outcome(folder, summary, failed)
+
+
+def default_jobs(plan: Plan, sessions: Sequence[Session]) -> int:
+    """Sessions at once when the user names no number."""
+    cpus = os.cpu_count() or 1
+    if plan.experiment.driver == "simulated":
+        return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS))
+    return min(cpus * EMULATED_JOBS_PER_CPU, len(sessions))
+
+
+def _play(
+    plan: Plan, sessions: Sequence[Session], files: ResultFiles, jobs: int, progress: Progress
+) -> None:
+    if plan.experiment.driver == "simulated":
+        for record in simulate(plan, sessions, jobs=jobs):
+            files.add_session(record)
+            progress.session_finished(record)
+        return
+
+    def keep(session: EmulatedSession) -> None:
+        files.add_link_seconds(session.link_seconds)
+        files.add_requests(session.requests)
+        files.add_session(session.record)
+        progress.session_finished(session.record)
+
+    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=progress.chunk_finished)

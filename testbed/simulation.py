@@ -1,0 +1,125 @@
+"""Simulated sessions of an experiment, one after another or over several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from controllers import registry
+from player.link_models import LinkModel, PensieveLink, TcpLink
+from player.machine import Player
+from player.qoe import session_qoe
+from player.records import LinkRecord, SessionRecord
+from player.simulated import DecisionTime, play_simulated
+from testbed.experiment import ArmConfig, Experiment, Plan, Session
+from testbed.namespaces import die_with_parent
+
+def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[SessionRecord]:
+    """Plays the sessions; yields records in the order of ``sessions``.
+
+    Raises:
+        UnknownController, InvalidOptions: before the first session.
+    """
+    if jobs == 1:
+        player = SessionPlayer(plan)
+        player.prepare(sessions)
+        yield from map(player.play, sessions)
+        return
+    with ProcessPoolExecutor(
+        min(jobs, len(sessions)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(plan,),
+    ) as pool:
+        yield from pool.map(_play_in_worker, sessions)
+
+
+class SessionPlayer:
+    """Plays sessions of one plan; makes each arm's controller once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._controllers: dict[str, registry.Controller] = {}
+
+    def prepare(self, sessions: Sequence[Session]) -> None:
+        """Makes the controllers of these sessions."""
+        for session in sessions:
+            self._controller(session.arm)
+
+    def play(self, session: Session) -> SessionRecord:
+        """Plays one session. A controller that fails makes the session fail, not the run."""
+        experiment, video = self._plan.experiment, self._plan.video
+        controller = self._controller(session.arm)
+        link = link_model(experiment, session)
+        player = Player(video, experiment.player_config)
+        error: str | None = None
+        wall_s = 0.0
+        try:
+            if registry.needs_future(experiment.task, session.arm.controller):
+                controller = controller.for_session(  # type: ignore[attr-defined]
+                    video, link, session.start_s, experiment.player_config
+                )
+            wall_s = play_simulated(
+                player,
+                link,
+                controller.decide,
+                start_s=session.start_s,
+                decision_time=decision_time(experiment),
+            )
+        except Exception as caught:  # whatever a controller raises belongs into its record
+            error = f"{type(caught).__name__}: {caught}"
+        return SessionRecord(
+            arm=session.arm.label,
+            controller=session.arm.controller,
+            trace=session.trace.name,
+            seed=experiment.seed,
+            driver="simulated",
+            status="ok" if error is None else "failed",
+            error=error,
+            qoe_per_chunk=session_qoe([chunk.qoe for chunk in player.chunks]),
+            startup_s=player.startup_s,
+            wall_s=wall_s,
+            start_index=session.start_index,
+            link=LinkRecord(backend=f"model:{experiment.link.model}"),
+            chunks=player.chunks,
+        )
+
+    def _controller(self, arm: ArmConfig) -> registry.Controller:
+        if arm.label not in self._controllers:
+            task = self._plan.experiment.task
+            self._controllers[arm.label] = registry.create(task, arm.controller, arm.options)
+        return self._controllers[arm.label]
+
+
+def link_model(experiment: Experiment, session: Session) -> LinkModel:
+    """The link model that the experiment names, on the session's trace."""
+    if experiment.link.model == "pensieve":
+        return PensieveLink(session.trace)
+    return TcpLink(session.trace, delay_s=experiment.link.delay_ms / 1000)
+
+
+def decision_time(experiment: Experiment) -> DecisionTime:
+    """What a decision costs on the playback clock."""
+    wanted = experiment.simulation.decision_s
+    if wanted == "auto":
+        wanted = 0.0 if experiment.link.model == "pensieve" else "measured"
+    return DecisionTime(
+        compute_s=None if wanted == "measured" else wanted,
+        network_s=2 * experiment.controller_link.delay_ms / 1000,
+    )
+
+
+#: The player of a pool's worker process; empty everywhere else.
+_worker: list[SessionPlayer] = []
+
+
+def _start_worker(plan: Plan) -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    _worker.append(SessionPlayer(plan))
+
+
+def _play_in_worker(session: Session) -> SessionRecord:
+    return _worker[0].play(session)

@@ -1,0 +1,202 @@
+"""The time-line of one session: bandwidth, level of each chunk, buffer and stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from player.records import ChunkRecord, SessionRecord
+from player.trace import BITS_PER_MEGABIT, FloatArray, Trace
+from testbed.results import MS_PER_S, LinkSecond
+from testbed.svg import Scale, Svg, fixed, path_of_steps, path_through, significant
+
+WIDTH = 980.0
+_LEFT, _RIGHT = 66.0, 12.0
+_BANDWIDTH, _LEVEL, _BUFFER, _GAP, _AXIS = 70.0, 40.0, 44.0, 8.0, 20.0
+_MOST_STEPS = 450  # steps of the bandwidth curve; more would be finer than a pixel
+_LEGIBLE = 1.25  # headroom of the bandwidth axis over the top level
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What the time-lines of one trace share, so that they can be compared.
+
+    Attributes:
+        end_s: right end of the time axis.
+        top_mbps: upper end of the bandwidth axis; faster is cut off.
+        buffer_s: upper end of the buffer axis.
+        levels: number of levels.
+    """
+
+    end_s: float
+    top_mbps: float
+    buffer_s: float
+    levels: int
+
+
+def shared_axes(
+    rows: Sequence[SessionRecord], trace: Trace | None, ladder_kbps: Sequence[float]
+) -> Axes:
+    """Axes for the sessions of one trace."""
+    ends = [row.chunks[-1].requested_s + row.chunks[-1].download_s for row in rows if row.chunks]
+    buffers = [chunk.buffer_s + chunk.wait_s for row in rows for chunk in row.chunks]
+    top_level_mbps = max(ladder_kbps, default=1000.0) / 1000
+    if trace is not None:
+        fastest = float(np.percentile(trace.steps_mbps, 98))
+    else:
+        rates = [chunk.throughput_kbps / 1000 for row in rows for chunk in row.chunks]
+        fastest = max(rates, default=top_level_mbps)
+    return Axes(
+        end_s=max(ends, default=1.0),
+        top_mbps=max(min(fastest * 1.1, top_level_mbps * 2), top_level_mbps * _LEGIBLE / 4),
+        buffer_s=max(buffers, default=1.0),
+        levels=len(ladder_kbps),
+    )
+
+
+def session_timeline(
+    row: SessionRecord, axes: Axes, trace: Trace | None, seconds: Sequence[LinkSecond]
+) -> Markup:
+    """Draws a session.
+
+    Args:
+        row: the session.
+        axes: shared with the other sessions on the trace.
+        trace: what the link was asked for, when ``seconds`` does not say so.
+        seconds: what the link was asked for and delivered, for emulated sessions.
+    """
+    height = _BANDWIDTH + _LEVEL + _BUFFER + 2 * _GAP + _AXIS
+    svg = Svg(WIDTH, height, f"Time-line of {row.arm} on {row.trace}", "timeline")
+    x = Scale(0.0, axes.end_s, _LEFT, WIDTH - _RIGHT)
+    bottom = height - _AXIS
+    _time_axis(svg, x, bottom)
+    _stalls(svg, x, row.chunks, bottom)
+    _bandwidth(svg, x, Scale(0.0, axes.top_mbps, _BANDWIDTH, 2.0), row, trace, seconds)
+    _levels(svg, x, row.chunks, axes.levels)
+    _buffer(svg, x, Scale(0.0, axes.buffer_s, bottom, bottom - _BUFFER), row.chunks)
+    return svg.render()
+
+
+def _time_axis(svg: Svg, x: Scale, bottom: float) -> None:
+    for value in x.ticks(10):
+        svg.line(x(value), 0, x(value), bottom, "grid")
+        svg.text(x(value), bottom + 14, f"{value:g} s", "tick", "middle")
+
+
+def _stalls(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], bottom: float) -> None:
+    for chunk in chunks:
+        if chunk.rebuffer_s <= 0:
+            continue
+        arrived_s = chunk.requested_s + chunk.download_s
+        left, right = x(arrived_s - chunk.rebuffer_s), x(arrived_s)
+        what, css = ("start-up", "startup") if chunk.index == 0 else ("stall", "stall")
+        title = f"{what} {fixed(chunk.rebuffer_s, 2)} s, until chunk {chunk.index} arrived"
+        svg.rect(left, 0, max(right - left, 1.0), bottom, css, title)
+
+
+def _bandwidth(
+    svg: Svg,
+    x: Scale,
+    y: Scale,
+    row: SessionRecord,
+    trace: Trace | None,
+    seconds: Sequence[LinkSecond],
+) -> None:
+    _panel(svg, y, "Mbit/s", 0.0, y.high, f"{y.high:.1f}")
+    asked: tuple[FloatArray, FloatArray] | None = None
+    if seconds:
+        edges_s = np.array([*(one.second for one in seconds), seconds[-1].second + 1.0])
+        asked = edges_s, np.array([one.asked_bits for one in seconds]) / BITS_PER_MEGABIT
+    elif trace is not None:
+        asked = _asked(trace, row.start_index, x.high)
+    if asked is not None:
+        edges = [x(edge) for edge in asked[0].tolist()]
+        levels = [y(rate) for rate in asked[1].tolist()]
+        steps = path_of_steps(edges, levels)
+        svg.path(f"{steps}V{_BANDWIDTH:g}H{edges[0]:.1f}Z", "asked-area")
+        svg.path(steps, "asked")
+    if seconds:
+        middles = [
+            (x(one.second + 0.5), y(one.delivered_bits / BITS_PER_MEGABIT)) for one in seconds
+        ]
+        svg.polyline(middles, "delivered")
+        return
+    for chunk in row.chunks:
+        level = y(chunk.throughput_kbps / 1000)
+        right = x(chunk.requested_s + chunk.download_s)
+        svg.line(x(chunk.requested_s), level, max(right, x(chunk.requested_s) + 1), level, "got")
+
+
+def _asked(trace: Trace, start_index: int, end_s: float) -> tuple[FloatArray, FloatArray]:
+    """Edges and rates of the trace from the session's start on; averaged where it is too fine."""
+    start_s = trace.start_s(min(max(start_index, 1), len(trace.times_s) - 1))
+    passes = np.arange(int((start_s + end_s) / trace.duration_s) + 1) * trace.duration_s
+    edges_s = np.unique((passes[:, None] + trace.edges_s[None, :]).ravel()) - start_s
+    inside = edges_s[(edges_s > 0) & (edges_s < end_s)]
+    if len(inside) > _MOST_STEPS:
+        inside = np.linspace(0.0, end_s, _MOST_STEPS + 1)[1:-1]
+    edges_s = np.concatenate(([0.0], inside, [end_s]))
+    edges_s = edges_s[np.concatenate(([True], np.diff(edges_s) > 1e-9))]
+    bits = np.diff(trace.bits_until(edges_s + start_s))
+    return edges_s, bits / np.diff(edges_s) / BITS_PER_MEGABIT
+
+
+def _levels(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], levels: int) -> None:
+    bottom = _BANDWIDTH + _GAP + _LEVEL
+    svg.text(4, bottom - _LEVEL / 2 + 4, "level", "axis-label")
+    svg.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "ax")
+    for chunk in chunks:
+        left, right = x(chunk.requested_s), x(chunk.requested_s + chunk.download_s)
+        height = _LEVEL * (chunk.level + 1) / max(levels, chunk.level + 1)
+        width = max(right - left - 0.6, 1.0)  # a hair of space between neighbours
+        svg.rect(left, bottom - height, width, height, f"l{chunk.level}", _describe(chunk))
+        if chunk.decision_s > 0:
+            asked = x(chunk.requested_s - chunk.decision_s)
+            svg.rect(asked, bottom, max(left - asked, 0.8), 4, "decision")
+        if chunk.fallback:
+            middle, top = (left + right) / 2, bottom - _LEVEL - 7
+            svg.path(f"M{middle - 4:.1f} {top:.1f}h8l-4 7Z", "fallback")
+
+
+def _buffer(svg: Svg, x: Scale, y: Scale, chunks: Sequence[ChunkRecord]) -> None:
+    _panel(svg, y, "buffer", 0.0, y.high, f"{y.high:.0f} s")
+    if not chunks:
+        return
+    points: list[tuple[float, float]] = []
+    buffer_s, since_s = 0.0, 0.0
+    for chunk in chunks:
+        arrived_s = chunk.requested_s + chunk.download_s
+        if chunk.rebuffer_s > 0:  # a stall lasts until the chunk is in
+            points.append((x(arrived_s - chunk.rebuffer_s), y(0.0)))
+        left_s = 0.0 if chunk.rebuffer_s > 0 else max(buffer_s - (arrived_s - since_s), 0.0)
+        points.append((x(arrived_s), y(left_s)))
+        buffer_s, since_s = chunk.buffer_s + chunk.wait_s, arrived_s
+        points.append((x(arrived_s), y(buffer_s)))
+    line = path_through(points)
+    svg.path(f"{line}V{y(0.0):.1f}H{points[0][0]:.1f}Z", "buffer-area")
+    svg.path(line, "buffer")
+
+
+def _panel(svg: Svg, y: Scale, label: str, low: float, high: float, top_label: str) -> None:
+    svg.line(_LEFT, y(low), WIDTH - _RIGHT, y(low), "ax")
+    svg.text(4, (y(low) + y(high)) / 2 + 4, label, "axis-label")
+    svg.text(_LEFT - 5, y(high) + 9, top_label, "tick", "end")
+
+
+def _describe(chunk: ChunkRecord) -> str:
+    said = [
+        f"chunk {chunk.index}: level {chunk.level}, {chunk.bitrate_kbps:g} kbit/s",
+        f"{chunk.size_bytes / 1e6:.2f} MB in {fixed(chunk.download_s, 2)} s, "
+        f"{significant(chunk.throughput_kbps / 1000)} Mbit/s",
+        f"buffer {fixed(chunk.buffer_s, 1)} s, QoE {fixed(chunk.qoe, 2)}",
+    ]
+    if chunk.decision_s > 0:
+        said.append(f"decision {significant(chunk.decision_s * MS_PER_S)} ms")
+    if chunk.index > 0 and chunk.rebuffer_s > 0:
+        said.append(f"stall {fixed(chunk.rebuffer_s, 2)} s")
+    if chunk.fallback:
+        said.append("decided by the fallback")
+    return "\n".join(said)

@@ -1,0 +1,299 @@
+"""The network of one session, built with Mininet inside a private network namespace.
+
+::
+
+    server ── s1 ══ client ── s2 ── controller
+
+``══`` is the bottleneck that replays the trace, at the output of s1 towards the client. The way to
+the controller is apart from it, so that questions never queue behind video. Mininet's own classes
+do the building (Lantz et al., HotNets 2010); its limits for the whole machine are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mininet.log import lg
+from mininet.net import Mininet
+from mininet.node import Host
+from mininet.nodelib import LinuxBridge
+
+from testbed.htb import disable_offloads, run_tool
+from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
+from testbed.namespaces import in_network_of, socket_in
+
+log = logging.getLogger(__name__)
+
+SWITCHES = ("linuxbridge",)
+SERVER_ADDRESS = "10.0.0.1"
+CLIENT_ADDRESS = "10.0.0.2"
+CONTROLLER_ADDRESS = "10.0.1.1"
+CLIENT_CONTROL_ADDRESS = "10.0.1.2"
+PREFIX = 24
+CONNECT_TIMEOUT_S = 10.0
+PROGRAMS = {
+    "mnexec": "mininet",
+    "brctl": "bridge-utils",
+    "ifconfig": "net-tools",
+    "ip": "iproute2",
+    "tc": "iproute2",
+}
+
+
+class TopologyError(RuntimeError):
+    """The session's network could not be built as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkHost:
+    """A host of the session's network.
+
+    Attributes:
+        pid: a process inside its network namespace.
+        address: IP address as the client sees it.
+    """
+
+    pid: int
+    address: str
+
+
+class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
+    """Mininet without its checks and limits: root is given, and the machine is not ours."""
+
+    inited = True
+
+
+class SessionNetwork:
+    """Server, client, controller and the links between them, in this network namespace.
+
+    Call :func:`testbed.namespaces.unshare_network` first; there is one network per namespace.
+
+    Attributes:
+        server: serves the media.
+        client: plays.
+        controller: decides.
+        backend: what makes the bottleneck.
+    """
+
+    server: NetworkHost
+    client: NetworkHost
+    controller: NetworkHost
+    backend: str
+
+    def __init__(
+        self,
+        link: LinkSpec,
+        *,
+        controller_delay_ms: float = 0.0,
+        switch: str = "linuxbridge",
+        congestion: str = "cubic",
+    ) -> None:
+        """Notes what is asked; nothing is built before the context is entered.
+
+        Args:
+            link: the bottleneck.
+            controller_delay_ms: one-way delay between client and controller.
+            switch: ``linuxbridge``.
+            congestion: TCP congestion control on all hosts.
+        """
+        self._link = link
+        self._controller_delay_ms = controller_delay_ms
+        self._switch = switch
+        self._congestion = congestion
+        self._cleanup = contextlib.ExitStack()
+        self._replayer: Replayer | None = None
+
+    def __enter__(self) -> SessionNetwork:
+        """Builds the network and checks it.
+
+        Raises:
+            LinkUnsupported: this machine cannot make the link.
+            TopologyError: the network does not work as asked.
+            ShapingError: the kernel did not take the shaping.
+        """
+        _check_programs()
+        if self._switch not in SWITCHES:
+            raise ValueError(f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}")
+        _check_congestion(self._congestion)
+        self.backend = check_supported(self._link, controller_delay_ms=self._controller_delay_ms)
+        try:
+            self._build()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def start_replay(self) -> float:
+        """Starts the trace; returns its ``time.monotonic()``."""
+        return self._running_replayer().start()
+
+    def stop_replay(self) -> LinkMeasurement:
+        """Stops the trace and returns what the link did.
+
+        Raises:
+            ShapingError: the link did not follow the trace.
+        """
+        return self._running_replayer().stop()
+
+    def _running_replayer(self) -> Replayer:
+        if self._replayer is None:
+            raise RuntimeError("the network is not up: use it as a context manager")
+        return self._replayer
+
+    def _build(self) -> None:
+        _silence_mininet()
+        net = _PrivateMininet(controller=None, autoStaticArp=True)
+        self._cleanup.callback(_stop, net)
+        server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
+        client = net.addHost("client", ip=f"{CLIENT_ADDRESS}/{PREFIX}")
+        controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
+        media, control = (net.addSwitch(name, cls=LinuxBridge) for name in ("s1", "s2"))
+        net.addLink(server, media)
+        net.addLink(media, client)
+        net.addLink(controller, control)
+        net.addLink(control, client, params2={"ip": f"{CLIENT_CONTROL_ADDRESS}/{PREFIX}"})
+        net.build()
+        net.start()
+        self.server = NetworkHost(server.pid, SERVER_ADDRESS)
+        self.client = NetworkHost(client.pid, CLIENT_ADDRESS)
+        self.controller = NetworkHost(controller.pid, CONTROLLER_ADDRESS)
+        self._configure_hosts()
+        for interface in ("s1-eth1", "s1-eth2"):
+            disable_offloads(interface)
+        self._replayer = Replayer(
+            self._link,
+            interface="s1-eth2",
+            client_pid=client.pid,
+            client_interface="client-eth0",
+        )
+        self._cleanup.callback(self._replayer.close)
+        self._verify()
+
+    def _configure_hosts(self) -> None:
+        link, control_delay_ms = self._link, self._controller_delay_ms
+        for host, interface, address, netem in (
+            (
+                self.server,
+                "server-eth0",
+                SERVER_ADDRESS,
+                netem_options(link.delay_ms, link.loss),
+            ),
+            (self.client, "client-eth0", CLIENT_ADDRESS, netem_options(link.delay_ms)),
+            (
+                self.controller,
+                "controller-eth0",
+                CONTROLLER_ADDRESS,
+                netem_options(control_delay_ms),
+            ),
+            (self.client, "client-eth1", CLIENT_CONTROL_ADDRESS, netem_options(control_delay_ms)),
+        ):
+            in_network_of(
+                host.pid, _configure_interface, interface, address, self._congestion, netem
+            )
+
+    def _verify(self) -> None:
+        """Connects from the client to both hosts and looks at the congestion control in use.
+
+        Raises:
+            TopologyError: a host cannot be reached or uses another congestion control.
+        """
+        for host in (self.server, self.controller):
+            with (
+                socket_in(host.pid, host.address, 0) as listener,
+                in_network_of(
+                    self.client.pid,
+                    socket.create_connection,
+                    listener.getsockname(),
+                    timeout=CONNECT_TIMEOUT_S,
+                ) as near,
+                listener.accept()[0] as far,
+            ):
+                for end in (near, far):
+                    found = _congestion_of(end)
+                    if found != self._congestion:
+                        raise TopologyError(
+                            f"asked for congestion control {self._congestion}, "
+                            f"a connection to {host.address} uses {found}"
+                        )
+
+
+def _check_programs() -> None:
+    missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
+    if missing:
+        raise TopologyError(f"Mininet needs more programs: apt-get install {' '.join(missing)}")
+
+
+def _check_congestion(congestion: str) -> None:
+    available = _sysctl("tcp_available_congestion_control").read_text().split()
+    if congestion not in available:
+        raise ValueError(
+            f"congestion control {congestion!r} is not one of {', '.join(sorted(available))}; "
+            f"more can be had with: sudo modprobe tcp_{congestion}"
+        )
+
+
+def _sysctl(name: str) -> Path:
+    return Path("/proc/sys/net/ipv4") / name
+
+
+def _configure_interface(
+    interface: str, address: str, congestion: str, netem: tuple[str, ...]
+) -> None:
+    """Sets one interface up from inside its host."""
+    disable_offloads(interface)
+    no_ipv6 = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+    if no_ipv6.exists():
+        no_ipv6.write_text("1")  # or its neighbour discovery would be in the counts
+    _sysctl("tcp_no_metrics_save").write_text("1")  # sessions do not learn from each other
+    try:
+        _sysctl("tcp_congestion_control").write_text(congestion)
+    except PermissionError:
+        # Only root of the whole machine may choose one that is not in its
+        # tcp_allowed_congestion_control; a route may name any.
+        network = address.rsplit(".", 1)[0] + f".0/{PREFIX}"
+        route = ("dev", interface, "proto", "kernel", "scope", "link", "src", address)
+        run_tool("ip", "route", "change", network, *route, "congctl", congestion)
+    if netem:
+        run_tool("tc", "qdisc", "add", "dev", interface, "root", "netem", *netem)
+
+
+def _congestion_of(end: socket.socket) -> str:
+    name = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    return name.split(b"\0")[0].decode()
+
+
+def _silence_mininet() -> None:
+    """Has Mininet's logger, which prints on stderr, report to ``logging`` instead."""
+    lg.handlers[:] = [_Forward()]
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().strip()
+        if text:
+            log.log(max(record.levelno, logging.DEBUG), "mininet: %s", text)
+
+
+def _stop(net: Any) -> None:
+    for node in (*net.hosts, *net.switches):
+        if node.shell is not None and node.shell.poll() is not None:
+            log.warning("the shell of %s has died", node.name)
+    net.stop()
+
+
