@@ -85,33 +85,43 @@ def create_app(
     Raises:
         UnknownController: a task that has no wire format.
     """
-    bounds = limits or ServiceLimits()
-    service = _Service(arms, bounds)
-    app = web.Application(middlewares=[_errors_as_json], client_max_size=bounds.body_bytes)
+    service = _Service(arms, limits or ServiceLimits())
+    app = _routes(service)
+    app.cleanup_ctx.append(service.run_threads)
+    return app
+
+
+def _routes(service: _Service) -> web.Application:
+    app = web.Application(middlewares=[_errors_as_json], client_max_size=service.limits.body_bytes)
     app.router.add_post("/v1/{task}/{arm}/decide", service.decide)
     app.router.add_options("/v1/{task}/{arm}/decide", _preflight)
     app.router.add_get("/v1", service.describe)
     app.router.add_get("/healthz", service.health)
     app.router.add_get("/metrics", service.metrics)
     app.on_response_prepare.append(_allow_any_origin)
-    app.cleanup_ctx.append(service.run_threads)
     return app
 
 
 class _Service:
     def __init__(self, arms: Mapping[Arm, Controller], limits: ServiceLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._wires = {arm: task_wire(arm[0]) for arm in arms}
         self._threads = {
             arm: ArmThread("/".join(arm), controller) for arm, controller in arms.items()
         }
         self._metrics = Metrics()
 
-    async def run_threads(self, _: web.Application) -> AsyncIterator[None]:
+    def start(self) -> None:
         for thread in self._threads.values():
             thread.start()
-        yield
+
+    async def close(self) -> None:
         await asyncio.gather(*(thread.close() for thread in self._threads.values()))
+
+    async def run_threads(self, _: web.Application) -> AsyncIterator[None]:
+        self.start()
+        yield
+        await self.close()
 
     async def decide(self, request: web.Request) -> web.Response:
         arm = request.match_info["task"], request.match_info["arm"]
@@ -134,8 +144,8 @@ class _Service:
 
     async def _answer(self, request: web.Request, arm: Arm) -> web.Response:
         thread, wire = self._threads[arm], self._wires[arm]
-        if max(self._metrics.in_flight - 1, thread.backlog) >= self._limits.waiting:
-            raise _Refusal(503, "overload", f"{self._limits.waiting} questions are waiting already")
+        if max(self._metrics.in_flight - 1, thread.backlog) >= self.limits.waiting:
+            raise _Refusal(503, "overload", f"{self.limits.waiting} questions are waiting already")
         deadline_s = self._deadline_s(request)
         try:
             async with asyncio.timeout(deadline_s):
@@ -158,7 +168,7 @@ class _Service:
     def _deadline_s(self, request: web.Request) -> float:
         text = request.headers.get(DEADLINE_HEADER)
         if text is None:
-            return self._limits.deadline_s
+            return self.limits.deadline_s
         try:
             deadline_ms = float(text)
         except ValueError:
@@ -172,7 +182,7 @@ class _Service:
         return deadline_ms / MILLISECONDS_PER_SECOND
 
     async def _body(self, request: web.Request) -> bytes:
-        limits = self._limits
+        limits = self.limits
         too_large = _Refusal(413, "too_large", f"the body may have {limits.body_bytes} bytes")
         if (request.content_length or 0) > limits.body_bytes:
             raise too_large
@@ -269,26 +279,22 @@ async def _preflight(_: web.Request) -> web.Response:
 
 
 class ControllerService:
-    """A running service; an async context manager. Sockets may be added at any time."""
+    """A running service; an async context manager. Sockets come and go while it runs."""
 
     def __init__(
         self, arms: Mapping[Arm, Controller], *, limits: ServiceLimits | None = None
     ) -> None:
-        self._runner = web.AppRunner(
-            create_app(arms, limits=limits),
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE_S,
-            shutdown_timeout=SHUTDOWN_S,
-        )
-        self._urls: list[str] = []
+        self._service = _Service(arms, limits or ServiceLimits())
+        self._runners: dict[str, web.AppRunner] = {}
+        self._urls: dict[str, str] = {}
 
     @property
     def urls(self) -> tuple[str, ...]:
         """Base URLs, such as ``http://10.0.0.1:8080``."""
-        return tuple(self._urls)
+        return tuple(self._urls.values())
 
     async def __aenter__(self) -> Self:
-        await self._runner.setup()
+        self._service.start()
         return self
 
     async def __aexit__(
@@ -297,15 +303,45 @@ class ControllerService:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._runner.cleanup()
+        await asyncio.gather(*(self.remove_socket(name) for name in tuple(self._runners)))
+        await self._service.close()
 
-    async def add_socket(self, listener: socket.socket) -> str:
-        """Listens on one more socket, of whatever network namespace; returns its base URL."""
+    async def add_socket(self, name: str, listener: socket.socket) -> str:
+        """Listens on one more socket, of whatever network namespace; returns its base URL.
+
+        Raises:
+            ValueError: there is a socket of that name already.
+        """
+        if name in self._runners:
+            raise ValueError(f"there is a socket {name!r} already")
         listener.setblocking(False)
         url = base_url(listener)
-        await web.SockSite(self._runner, listener).start()
-        self._urls.append(url)
+        # A runner of its own, so that its connections can be closed without the others'.
+        runner = web.AppRunner(
+            _routes(self._service),
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE_S,
+            shutdown_timeout=SHUTDOWN_S,
+        )
+        self._runners[name] = runner
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        self._urls[name] = url
         return url
+
+    async def remove_socket(self, name: str) -> None:
+        """Closes a socket and its connections, so that its namespace can go.
+
+        Raises:
+            LookupError: no socket of that name.
+        """
+        try:
+            runner = self._runners.pop(name)
+        except KeyError:
+            there = ", ".join(self._runners) or "none"
+            raise LookupError(f"no socket {name!r}; there are {there}") from None
+        self._urls.pop(name, None)
+        await runner.cleanup()
 
     async def add_address(self, host: str, port: int) -> str:
         """Listens on one more address of this namespace; returns the base URL.
@@ -313,7 +349,7 @@ class ControllerService:
         Raises:
             ServerAddressError: it cannot be listened on.
         """
-        return await self.add_socket(listening_socket(host, port))
+        return await self.add_socket(f"{host}:{port}", listening_socket(host, port))
 
 
 async def serve(
@@ -338,8 +374,8 @@ async def serve(
         UnknownController: a task that has no wire format.
     """
     async with ControllerService(arms, limits=limits) as service:
-        for listener in sockets:
-            await service.add_socket(listener)
+        for number, listener in enumerate(sockets):
+            await service.add_socket(f"socket {number}", listener)
         if address is not None:
             await service.add_address(*address)
         _log.info("controllers answer at %s", ", ".join(service.urls))

@@ -105,6 +105,11 @@ def encode(values: Mapping[str, Value]) -> str:
     return ",".join(fields)
 
 
+def identifier(text: str) -> str:
+    """``text`` as a content or session identifier: printable ASCII, at most 64 characters."""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:MAX_ID_CHARACTERS]
+
+
 def _encode_value(key: str, kind: Kind, value: Value) -> str:
     if kind in (Kind.STRING, Kind.IDENTIFIER, Kind.TOKEN):
         if not isinstance(value, str):

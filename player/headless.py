@@ -183,7 +183,7 @@ async def play_headless(
     Args:
         manifest_url: of the MPD.
         ask: asks the controller for a level.
-        session_id: CMCD ``sid``.
+        session_id: CMCD ``sid``, cut to what CMCD allows.
         player_config: how to play.
         chunks: play this many, None for all.
         fallback: decides when the controller is unavailable; None ends the session then.
@@ -206,7 +206,7 @@ async def play_headless(
     async with _http_session(longest) as http:
         clock = asyncio.get_running_loop().time
         began_s = clock()
-        media = await HttpMedia.open(http, manifest_url, session_id, longest)
+        media = await HttpMedia.open(http, manifest_url, cmcd.identifier(session_id), longest)
         setup_s = clock() - began_s
         video = media.video if chunks is None else media.video.first(chunks)
         player = Player(video, player_config)
@@ -331,7 +331,7 @@ class HttpMedia:
         told: dict[str, cmcd.Value] = {
             "br": ladder[command.level],
             "bl": buffer_ms,
-            "cid": self.video.name[: cmcd.MAX_ID_CHARACTERS],
+            "cid": cmcd.identifier(self.video.name),
             "d": self.video.chunk_s * MILLISECONDS_PER_SECOND,
             "dl": buffer_ms,  # playback rate 1
             "ot": "v",

@@ -42,7 +42,8 @@ from player.trace import FloatArray, Trace
 PACKET_BYTES = 1500  # layer 3
 BITS_PER_BYTE = 8
 ETHERNET_HEADER_BYTES = 14
-LATENESS_S = 0.004
+IDLE_CREDIT_S = 0.004  # capacity that a silent link saves up
+BUSY_CREDIT_S = 0.1  # how late the kernel's timer may be without loss of capacity
 MIN_BYTES_PER_S = 25  # HTB forgives debts of more than 60 s = 1,500 bytes at this rate
 MAX_BYTES_PER_S = 2**32 - 1
 SCHEDULE_GRID_S = 0.001

@@ -196,6 +196,10 @@ class Child:
         self._returncode: int | None = None
         self._pidfd = os.pidfd_open(pid)
 
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the process ends, for ``select`` and ``poll``."""
+        return self._pidfd
+
     def wait(self, timeout_s: float | None = None) -> int:
         """Waits for the end of the process.
 

@@ -21,10 +21,12 @@ from testbed.svg import Scale, Svg, fixed, padded, path_of_steps, significant, t
 COLOURS = 8
 WIDTH = 520.0
 HEIGHT = 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 14.0, 12.0, 42.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 12.0, 42.0
+_LABEL_TOP = 30.0  # top margin of charts that name their vertical axis above it
 _ROW = 40.0  # height of one row in charts with a row per arm
 _DOT = 2.6
-_CHARACTER = 6.6  # mean width of a label's character
+_CHARACTER = 7.6  # width of a label's character, generous: fonts differ
+_LABEL_SHARE = 0.42  # of the width, at most, for labels of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ class Parts:
     rebuffer: float
 
 
-def cdf(series: Sequence[Series], label: str, *, is_log: bool = False) -> Markup | None:
-    """Cumulative distribution of each series; None without values."""
+def cdf(series: Sequence[Series], label: str, *, of: str, is_log: bool = False) -> Markup | None:
+    """Cumulative distribution of each series, as shares ``of`` something; None without values."""
     values = [value for one in series for value in one.values if value > 0 or not is_log]
     if not values:
         return None
@@ -75,7 +77,7 @@ def cdf(series: Sequence[Series], label: str, *, is_log: bool = False) -> Markup
     low, high = (min(values) / 1.3, max(values) * 1.3) if is_log else padded(values)
     if is_log and math.log10(high / low) < 1:
         low, high = low / 3, high * 3
-    x, y = _axes(svg, (low, high), (0.0, 1.0), label, "share of sessions", is_log=is_log)
+    x, y = _axes(svg, (low, high), (0.0, 1.0), label, f"share of {of}", is_log=is_log)
     for one in series:
         ordered = sorted(max(value, low) for value in one.values)
         if not ordered:
@@ -107,7 +109,7 @@ def strips(
         svg.line(x(mark), _TOP, x(mark), height - _BOTTOM, "mark")
     for row, (one, estimate) in enumerate(zip(series, estimates, strict=True)):
         middle = _TOP + _ROW * (row + 0.5)
-        svg.text(left - 10, middle + 4, one.label, "lbl", "end")
+        _row_label(svg, left, middle, one.label)
         with svg.group(one.css):
             for index, value in enumerate(one.values):
                 # Golden-ratio steps spread the dots evenly without chance.
@@ -126,7 +128,7 @@ def forest(rows: Sequence[tuple[str, Estimate]], label: str) -> Markup | None:
     for _, one in shown:
         ends.extend(one.ci95 or (one.mean or 0.0,))
     left = _label_room([name for name, _ in shown])
-    right = 150.0
+    right = 176.0
     row_height = 26.0
     height = _TOP + row_height * len(shown) + _BOTTOM
     svg = Svg(WIDTH, height, label)
@@ -134,7 +136,7 @@ def forest(rows: Sequence[tuple[str, Estimate]], label: str) -> Markup | None:
     svg.line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero")
     for row, (name, one) in enumerate(shown):
         middle = _TOP + row_height * (row + 0.5)
-        svg.text(left - 10, middle + 4, name, "lbl", "end")
+        _row_label(svg, left, middle, name)
         excludes_zero = one.ci95 is not None and (one.ci95[0] > 0 or one.ci95[1] < 0)
         _interval(svg, x, one, middle, css="sure" if excludes_zero else "unsure")
         said = fixed(one.mean, 3, sign=True)
@@ -158,7 +160,7 @@ def parts(rows: Sequence[Parts], label: str) -> Markup | None:
     x = _horizontal_axis(svg, (low, high * 1.02), left, height, label, right=right)
     for index, (row, rest) in enumerate(zip(rows, rests, strict=True)):
         top = _TOP + _ROW * index + 8
-        svg.text(left - 10, top + 16, row.label, "lbl", "end")
+        _row_label(svg, left, top + 12, row.label)
         with svg.group(f"c{row.colour % COLOURS}"):
             _bar(svg, x, 0.0, max(rest, 0.0), top, "bar", f"QoE {fixed(rest, 3)}")
         behind_switch = rest + row.switch
@@ -245,12 +247,12 @@ def _axes(
     is_log: bool = False,
 ) -> tuple[Scale, Scale]:
     bottom = svg.height - _BOTTOM
-    y = Scale(*y_bounds, bottom, _TOP)
+    y = Scale(*y_bounds, bottom, _LABEL_TOP)
     for value in y.ticks():
         svg.line(_LEFT, y(value), svg.width - _RIGHT, y(value), "grid")
         svg.text(_LEFT - 6, y(value) + 4, tick_label(value), "tick", "end")
-    x = _horizontal_axis(svg, x_bounds, _LEFT, svg.height, x_label, is_log=is_log)
-    svg.text(8, _TOP + 2, y_label, "axis-label over")
+    x = _horizontal_axis(svg, x_bounds, _LEFT, svg.height, x_label, top=_LABEL_TOP, is_log=is_log)
+    svg.text(4, _LABEL_TOP - 14, y_label, "axis-label")
     return x, y
 
 
@@ -261,13 +263,14 @@ def _horizontal_axis(
     height: float,
     label: str,
     *,
+    top: float = _TOP,
     right: float = _RIGHT,
     is_log: bool = False,
 ) -> Scale:
     scale = Scale(*bounds, left, svg.width - right, is_log)
     bottom = height - _BOTTOM
     for value in scale.ticks():
-        svg.line(scale(value), _TOP, scale(value), bottom, "grid")
+        svg.line(scale(value), top, scale(value), bottom, "grid")
         svg.text(scale(value), bottom + 16, tick_label(value), "tick", "middle")
     svg.line(left, bottom, svg.width - right, bottom, "ax")
     svg.text((left + svg.width - right) / 2, bottom + 34, label, "axis-label", "middle")
@@ -294,4 +297,10 @@ def _bar(svg: Svg, x: Scale, start: float, end: float, top: float, css: str, tit
 
 def _label_room(labels: Sequence[str]) -> float:
     longest = max((len(label) for label in labels), default=0)
-    return min(max(longest * _CHARACTER + 18, 60.0), WIDTH * 0.4)
+    return min(max(longest * _CHARACTER + 16, 60.0), WIDTH * _LABEL_SHARE)
+
+
+def _row_label(svg: Svg, left: float, middle: float, label: str) -> None:
+    fitting = int((left - 16) / _CHARACTER) + 1
+    shown = label if len(label) <= fitting else label[: fitting - 1] + "…"
+    svg.text(left - 10, middle + 4, shown, "lbl", "end")

@@ -1,4 +1,4 @@
-"""Builds ``report.html`` from one or several result folders: one file, nothing loaded from elsewhere.
+"""Builds ``report.html`` from one or several result folders: one file that loads nothing else.
 
 Several folders are taken as runs of the same experiment, such as emulated and simulated, and are
 set side by side.
@@ -6,90 +6,34 @@ set side by side.
 
 from __future__ import annotations
 
-import itertools
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 import testbed
 from player.records import SessionRecord
-from player.trace import BITS_PER_MEGABIT
-from testbed import plots
-from testbed.plots import Parts, Series
+from testbed.comparison import compare_runs
+from testbed.plots import Series
+from testbed.report_views import Cell, counted, run_view
 from testbed.results import (
-    MS_PER_S,
     Results,
-    decisions_ms,
     mean_bitrate_kbps,
     mean_switch_kbps,
-    qoe_parts,
     read_results,
     replace_file,
     scored,
     stall_s,
-    summarize,
 )
-from testbed.statistics import Estimate, mean_ci, paired_delta_ci
-from testbed.svg import fixed, significant
+from testbed.svg import fixed
 from testbed.timelines import session_timeline, shared_axes
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-PERCENT = 100.0
-#: The bar that a link has to pass: a wire error of 1 % in bins of 1 s.
-LINK_BAR_PERCENT = 1.0
 #: Worst level to best; told apart by people who see no red and green.
 _LEVEL_COLOURS = ("#c8553d", "#e8975a", "#eccb77", "#9fcbb4", "#5aa5c8", "#3c6fb0")
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A chart with its words; without a chart it says why there is none."""
-
-    title: str
-    chart: Markup | None
-    note: str
-    legend: tuple[Series, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell of a table; ``share`` colours it, from 0 to 1."""
-
-    text: str
-    is_best: bool = False
-    share: float | None = None
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ArmRow:
-    """One row of a table with a row per arm."""
-
-    label: str
-    colour: int
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """One result folder as the template shows it."""
-
-    label: str
-    facts: tuple[tuple[str, str], ...]
-    headline: tuple[str, ...]
-    table: tuple[ArmRow, ...]
-    figures: tuple[Figure, ...]
-    link_figures: tuple[Figure, ...]
-    link_facts: str
-    failed: tuple[SessionRecord, ...]
-    documents: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +57,6 @@ class TraceView:
     mean_mbps: str
     cells: tuple[Cell, ...]
     sessions: tuple[SessionView, ...]
-
-
-COLUMNS = (
-    "QoE per chunk",
-    "95 % interval",
-    "bitrate kbit/s",
-    "stalled %",
-    "switch kbit/s",
-    "start-up s",
-    "decision ms p50",
-    "p99",
-    "fallbacks",
-    "failed",
-)
 
 
 def build_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -172,11 +102,11 @@ def render_report(runs: Sequence[Results]) -> str:
         title=_title(runs),
         version=testbed.__version__,
         arms=[Series(arm, colours[arm], ()) for arm in arms],
-        columns=COLUMNS,
-        runs=[_run_view(run, label, colours) for run, label in zip(runs, labels, strict=True)],
-        comparison=_comparison(runs, labels, colours) if len(runs) > 1 else None,
+        runs=[run_view(run, label, colours) for run, label in zip(runs, labels, strict=True)],
+        comparison=compare_runs(runs, labels, colours) if len(runs) > 1 else None,
         overview_columns=[
-            (label, arm, colours[arm]) for label, run in zip(labels, runs, strict=True)
+            (label, arm, colours[arm])
+            for label, run in zip(labels, runs, strict=True)
             for arm in run.arms
         ],
         traces=_trace_views(runs, labels, colours, ladder),
@@ -221,407 +151,92 @@ def _title(runs: Sequence[Results]) -> str:
     drivers = " and ".join(dict.fromkeys(run.driver for run in runs))
     traces = len({name for run in runs for name in run.trace_names})
     arms = len({arm for run in runs for arm in run.arms})
-    return (
-        f"{tasks}, {drivers}: {_count(arms, 'arm')} on {_count(traces, 'trace')}"
-    )
+    return f"{tasks}, {drivers}: {counted(arms, 'arm')} on {counted(traces, 'trace')}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-# --- one run ---------------------------------------------------------------------------------
-
-
-def _run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
-    summary = summarize(run)
-    estimates = {
-        arm["arm"]: _estimate(arm["sessions"] - arm["failed"], arm["qoe_per_chunk"])
-        for arm in summary["arms"]
-    }
-    errors = summary["link"]["wire_nmae_1s"]
-    return RunView(
-        label=label,
-        facts=_facts(run),
-        headline=_headline(summary),
-        table=_arm_table(summary, colours),
-        figures=_figures(run, summary, estimates, colours),
-        link_figures=_link_figures(run, colours),
-        link_facts=(
-            f"Wire error (NMAE in bins of 1 s) per session: median "
-            f"{fixed(_times(errors['median'], PERCENT), 2)} %, worst "
-            f"{fixed(_times(errors['max'], PERCENT), 2)} %."
-        ),
-        failed=run.failed,
-        documents=_documents(run),
-    )
-
-
-def _facts(run: Results) -> tuple[tuple[str, str], ...]:
-    """What was run, as far as the folder tells."""
-    experiment, environment = run.experiment, run.environment
-    link = experiment.get("link", {})
-    backends = ", ".join(dict.fromkeys(row.link.backend for row in run.sessions))
-    is_emulated = run.driver == "emulated"
-    chunks = experiment.get("chunks") or max((len(row.chunks) for row in run.sessions), default=0)
-    commit = str(environment.get("commit") or "")[:10]
-    version = " ".join(filter(None, [str(environment.get("version", "")), commit]))
-    system = " ".join(
-        str(environment[key]) for key in ("kernel", "machine") if environment.get(key)
-    )
-    facts = [
-        ("task", run.task),
-        ("driver", run.driver),
-        ("traces", f"{experiment.get('traces', '')} ({len(run.trace_names)})".strip()),
-        ("video", str(experiment.get("video", {}).get("sizes", ""))),
-        ("chunks", str(chunks)),
-        ("sessions", f"{len(run.sessions)}, {len(run.failed)} failed"),
-        ("link", backends),
-        ("one-way delay", f"{link['delay_ms']:g} ms" if "delay_ms" in link else ""),
-        ("queue", f"{link['queue_packets']} packets" if "queue_packets" in link else ""),
-        ("congestion control", str(link.get("congestion", "")) if is_emulated else ""),
-        ("seed", str(experiment.get("seed", ""))),
-        ("version", version),
-        ("kernel", system),
-        ("CPUs", str(environment.get("cpus") or "")),
-        ("date", str(environment.get("date") or "")),
-    ]
-    return tuple((key, value) for key, value in facts if value)
-
-
-def _documents(run: Results) -> tuple[tuple[str, str], ...]:
-    """Experiment and environment in full, for those who want to repeat the run."""
-    documents = []
-    if run.experiment:
-        documents.append(("experiment", json.dumps(run.experiment, indent=2, default=str)))
-    if run.environment:
-        documents.append(("environment", json.dumps(run.environment, indent=2)))
-    return tuple(documents)
-
-
-def _headline(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which arm is ahead, of which, and whether the traces suffice to say so."""
-    ranked = sorted(
-        (arm for arm in summary["arms"] if arm["qoe_per_chunk"]["mean"] is not None),
-        key=lambda arm: -float(arm["qoe_per_chunk"]["mean"]),
-    )
-    if not ranked:
-        return ("No session ended well.",)
-    best = ranked[0]
-    said = [
-        f"{best['arm']} has the highest mean QoE: {fixed(best['qoe_per_chunk']['mean'], 3)} per "
-        f"chunk{_interval_text(best['qoe_per_chunk']['ci95'])}."
-    ]
-    for other in ranked[1:]:
-        delta = _delta(summary, str(best["arm"]), str(other["arm"]))
-        if delta is None or delta.mean is None:
-            continue
-        verdict = ""
-        if delta.ci95 is not None and delta.ci95[0] <= 0 <= delta.ci95[1]:
-            verdict = "; these traces cannot tell the two apart"
-        said.append(
-            f"Against {other['arm']}: {fixed(delta.mean, 3, sign=True)}"
-            f"{_interval_text(delta.ci95)} over {_count(delta.n, 'paired trace')}{verdict}."
-        )
-    return tuple(said)
-
-
-def _delta(summary: Mapping[str, Any], a: str, b: str) -> Estimate | None:
-    """The difference a − b, whichever way round the summary has it."""
-    for pair in summary["pairs"]:
-        if {pair["a"], pair["b"]} != {a, b}:
-            continue
-        one = _estimate(pair["n"], pair["delta"])
-        if pair["a"] == a or one.mean is None:
-            return one
-        flipped = None if one.ci95 is None else (-one.ci95[1], -one.ci95[0])
-        return Estimate(one.n, -one.mean, flipped)
-    return None
-
-
-def _interval_text(ci95: Sequence[float] | None) -> str:
-    if ci95 is None:
-        return ""
-    return f" (95 % interval {fixed(ci95[0], 3)} to {fixed(ci95[1], 3)})"
-
-
-def _estimate(n: int, document: Mapping[str, Any]) -> Estimate:
-    ci95 = document["ci95"]
-    return Estimate(n, document["mean"], None if ci95 is None else (ci95[0], ci95[1]))
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
-
-def _arm_table(summary: Mapping[str, Any], colours: Mapping[str, int]) -> tuple[ArmRow, ...]:
-    arms = summary["arms"]
-    # One column per entry: value, text, and +1 when more is better, -1 when less is, 0 for neither.
-    table: list[list[tuple[float | None, str, int]]] = []
-    for arm in arms:
-        qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
-        ci95 = qoe["ci95"]
-        stalled = _times(arm["rebuffer_ratio"], PERCENT)
-        interval = fixed(None, 0) if ci95 is None else f"{fixed(ci95[0], 3)} … {fixed(ci95[1], 3)}"
-        table.append(
-            [
-                (qoe["mean"], fixed(qoe["mean"], 3), 1),
-                (None, interval, 0),
-                (arm["bitrate_kbps"], fixed(arm["bitrate_kbps"], 0), 1),
-                (stalled, fixed(stalled, 2), -1),
-                (arm["switch_kbps"], fixed(arm["switch_kbps"], 0), -1),
-                (arm["startup_s"], fixed(arm["startup_s"], 2), -1),
-                (decision["p50"], significant(decision["p50"]), -1),
-                (decision["p99"], significant(decision["p99"]), -1),
-                (None, str(arm["fallbacks"]), 0),
-                (None, f"{arm['failed']} of {arm['sessions']}", 0),
-            ]
-        )
-    best = [_best_text(column) for column in zip(*table, strict=True)]
-    return tuple(
-        ArmRow(
-            arm["arm"],
-            colours[arm["arm"]],
-            tuple(
-                Cell(text, is_best=text == best_text)
-                for (_, text, _), best_text in zip(row, best, strict=True)
-            ),
-        )
-        for arm, row in zip(arms, table, strict=True)
-    )
-
-
-def _best_text(column: Sequence[tuple[float | None, str, int]]) -> str | None:
-    """Text of the best value, compared as shown; None when all look the same or nothing is best."""
-    better = column[0][2]
-    known = [(value * better, text) for value, text, _ in column if value is not None]
-    if better == 0 or len({text for _, text in known}) < 2:
-        return None
-    return max(known)[1]
-
-
-def _figures(
-    run: Results,
-    summary: Mapping[str, Any],
-    estimates: Mapping[str, Estimate],
+def _trace_views(
+    runs: Sequence[Results],
+    labels: Sequence[str],
     colours: Mapping[str, int],
-) -> tuple[Figure, ...]:
-    qoe = _series(run, colours)
-    decisions = [
-        Series(arm, colours[arm], [ms for row in run.of_arm(arm) for ms in decisions_ms(row)])
-        for arm in run.arms
-    ]
-    taken_apart = [(arm, qoe_parts(run.of_arm(arm), run.qoe)) for arm in run.arms]
-    pairs = [
-        (f"{pair['a']} − {pair['b']}", _estimate(pair["n"], pair["delta"]))
-        for pair in summary["pairs"]
-    ]
-    legend = tuple(qoe)
-    over_rate = [_over_trace_rate(run, arm, colours[arm]) for arm in run.arms]
-    return (
-        Figure(
-            "QoE per session",
-            plots.strips(qoe, [estimates[arm] for arm in run.arms], "QoE per chunk"),
-            "One dot per session; above it the mean with its 95 % interval.",
-        ),
-        Figure(
-            "Paired differences",
-            plots.forest(pairs, "difference of QoE per chunk"),
-            "Trace by trace, first arm minus second. Filled where the 95 % interval excludes zero.",
-        ),
-        Figure(
-            "What the QoE is made of",
-            plots.parts(
-                [
-                    Parts(arm, colours[arm], one.bitrate, one.switch, one.rebuffer)
-                    for arm, one in taken_apart
-                    if one is not None
-                ],
-                "Mbit/s",
-            ),
-            "The whole bar is the bitrate. Switches (amber) and stalls (red) are cut off; the "
-            "QoE remains.",
-        ),
-        Figure(
-            "Distribution of QoE",
-            plots.cdf(qoe, "QoE per chunk"),
-            "Share of sessions at or below a QoE.",
-            legend,
-        ),
-        Figure(
-            "QoE over bandwidth",
-            plots.scatter(over_rate, "mean bandwidth of the trace, Mbit/s", "QoE per chunk"),
-            "Every session against what its link offered on average.",
-            legend,
-        ),
-        Figure(
-            "Decision time",
-            plots.cdf(decisions, "ms from question to answer", is_log=True),
-            "Share of decisions at or below a time; none where decisions were free of charge.",
-            legend,
-        ),
-    )
-
-
-def _series(run: Results, colours: Mapping[str, int]) -> list[Series]:
-    """QoE per session of each arm."""
-    series = []
-    for arm in run.arms:
-        rows = [row for row in run.of_arm(arm) if row.qoe_per_chunk is not None]
-        values = [row.qoe_per_chunk for row in rows if row.qoe_per_chunk is not None]
-        titles = [f"{row.trace}\n{fixed(row.qoe_per_chunk, 3)}" for row in rows]
-        series.append(Series(arm, colours[arm], values, titles=titles))
-    return series
-
-
-def _over_trace_rate(run: Results, arm: str, colour: int) -> Series:
-    rows = [row for row in run.of_arm(arm) if row.trace in run.traces]
-    points = [
-        (run.traces[row.trace].mean_mbps, row.qoe_per_chunk, f"{arm}, {row.trace}")
-        for row in rows
-        if row.qoe_per_chunk is not None
-    ]
-    return Series(
-        arm,
-        colour,
-        [x for x, _, _ in points],
-        others=[y for _, y, _ in points],
-        titles=[title for _, _, title in points],
-    )
-
-
-def _link_figures(run: Results, colours: Mapping[str, int]) -> tuple[Figure, ...]:
-    """Asked against delivered; empty when no link was measured."""
-    errors = []
-    for arm in run.arms:
-        rows = [row for row in run.sessions if row.arm == arm]
-        measured = [
-            (row.link.wire_nmae_1s * PERCENT, row.trace)
-            for row in rows
-            if row.link.wire_nmae_1s is not None
+    ladder: Sequence[float],
+) -> list[TraceView]:
+    """Rows of the overview, each with the time-lines of all runs on its trace."""
+    found = {
+        (label, row.arm, row.trace): row
+        for label, run in zip(labels, runs, strict=True)
+        for row in run.sessions
+    }
+    scores = [row.qoe_per_chunk for row in found.values() if row.qoe_per_chunk is not None]
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    views = []
+    for name in sorted({name for run in runs for name in run.trace_names}):
+        trace = next((run.traces[name] for run in runs if name in run.traces), None)
+        columns = [
+            (run, label, found.get((label, arm, name)))
+            for label, run in zip(labels, runs, strict=True)
+            for arm in run.arms
         ]
-        errors.append(
-            Series(
-                arm,
-                colours[arm],
-                [error for error, _ in measured],
-                titles=[f"{trace}\n{fixed(error, 3)} %" for error, trace in measured],
+        played = [(run, label, row) for run, label, row in columns if row is not None]
+        axes = shared_axes([row for _, _, row in played], trace, ladder)
+        views.append(
+            TraceView(
+                name=name,
+                mean_mbps=fixed(trace.mean_mbps if trace else None, 2),
+                cells=_overview_cells([row for _, _, row in columns], low, high),
+                sessions=tuple(
+                    SessionView(
+                        run=label if len(runs) > 1 else "",
+                        arm=row.arm,
+                        colour=colours[row.arm],
+                        status=row.status,
+                        error=row.error,
+                        facts=_session_facts(row),
+                        timeline=session_timeline(
+                            row, axes, trace, run.link_seconds.get((row.arm, name), ())
+                        ),
+                    )
+                    for run, label, row in played
+                ),
             )
         )
-    full = [
-        second for seconds in run.link_seconds.values() for second in seconds if second.saturated
+    return views
+
+
+def _overview_cells(
+    rows: Sequence[SessionRecord | None], low: float, high: float
+) -> tuple[Cell, ...]:
+    scores = [None if row is None or row.status == "failed" else row.qoe_per_chunk for row in rows]
+    best = max((score for score in scores if score is not None), default=None)
+    spread = high - low or 1.0
+    cells = []
+    for row, score in zip(rows, scores, strict=True):
+        if row is not None and row.status == "failed":
+            cells.append(Cell("failed", title=row.error or ""))
+            continue
+        share = None if score is None else (score - low) / spread
+        cells.append(Cell(fixed(score, 3), score is not None and score == best, share))
+    return tuple(cells)
+
+
+def _session_facts(row: SessionRecord) -> tuple[tuple[str, str], ...]:
+    if not scored(row):
+        return (("chunks", str(len(row.chunks))),)
+    facts = [
+        ("QoE", fixed(row.qoe_per_chunk, 3)),
+        ("bitrate", f"{fixed(mean_bitrate_kbps(row), 0)} kbit/s"),
+        ("stalls", f"{fixed(stall_s(row), 2)} s"),
+        ("switch", f"{fixed(mean_switch_kbps(row), 0)} kbit/s"),
+        ("start-up", f"{fixed(row.startup_s, 2)} s"),
     ]
-    if not full and not any(one.values for one in errors):
-        return ()
-    return (
-        Figure(
-            "Wire error per session",
-            plots.strips(
-                errors,
-                [mean_ci(one.values) for one in errors],
-                "NMAE in bins of 1 s, %",
-                mark=LINK_BAR_PERCENT,
-            ),
-            f"Dashed: {LINK_BAR_PERCENT:g} %. Only seconds in which the link was saturated count.",
-        ),
-        Figure(
-            "Asked and delivered",
-            plots.density(
-                [second.asked_bits / BITS_PER_MEGABIT for second in full],
-                [second.delivered_bits / BITS_PER_MEGABIT for second in full],
-                "asked, Mbit/s",
-                "delivered, Mbit/s",
-            ),
-            "Saturated seconds of all sessions; darker where there are more.",
-        ),
-    )
+    fallbacks = sum(chunk.fallback for chunk in row.chunks)
+    if fallbacks:
+        facts.append(("fallbacks", str(fallbacks)))
+    if row.link.wire_nmae_1s is not None:
+        facts.append(("wire error", f"{fixed(row.link.wire_nmae_1s * 100, 2)} %"))
+    return tuple(facts)
 
 
-# --- runs side by side -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Every run against the first."""
-
-    base: str
-    columns: tuple[str, ...]
-    rows: tuple[ArmRow, ...]
-    figures: tuple[Figure, ...]
-
-
-def _comparison(
-    runs: Sequence[Results], labels: Sequence[str], colours: Mapping[str, int]
-) -> Comparison:
-    summaries = [{arm["arm"]: arm for arm in summarize(run)["arms"]} for run in runs]
-    shared = [arm for arm in runs[0].arms if any(arm in other for other in summaries[1:])]
-    columns = [f"QoE {label}" for label in labels]
-    for label in labels[1:]:
-        columns += [f"{label} − {labels[0]}", "95 % interval", "difference %"]
-    columns += [f"stalled % {label}" for label in labels]
-    columns += [f"bitrate {label}" for label in labels]
-    rows = []
-    for arm in shared:
-        found = [summary.get(arm) for summary in summaries]
-        means = [None if one is None else one["qoe_per_chunk"]["mean"] for one in found]
-        cells = [fixed(mean, 3) for mean in means]
-        for other, mean in zip(runs[1:], means[1:], strict=True):
-            delta = _between(runs[0], other, arm)
-            interval = delta.ci95
-            cells += [
-                fixed(delta.mean, 3, sign=True),
-                fixed(None, 0)
-                if interval is None
-                else f"{fixed(interval[0], 3)} … {fixed(interval[1], 3)}",
-                fixed(_difference_percent(means[0], mean), 1, sign=True),
-            ]
-        for one in found:
-            cells.append(fixed(None if one is None else _times(one["rebuffer_ratio"], PERCENT), 2))
-        cells += [fixed(None if one is None else one["bitrate_kbps"], 0) for one in found]
-        rows.append(ArmRow(arm, colours[arm], tuple(map(Cell, cells))))
-    figures = tuple(
-        Figure(
-            f"QoE per trace: {label} over {labels[0]}",
-            plots.scatter(
-                [_trace_pairs(runs[0], other, arm, colours[arm]) for arm in shared],
-                f"QoE per chunk, {labels[0]}",
-                f"QoE per chunk, {label}",
-                is_diagonal=True,
-            ),
-            "One dot per arm and trace; on the dashed line both runs agree.",
-            tuple(Series(arm, colours[arm], ()) for arm in shared),
-        )
-        for label, other in zip(labels[1:], runs[1:], strict=True)
-    )
-    return Comparison(labels[0], tuple(columns), tuple(rows), figures)
-
-
-def _difference_percent(base: float | None, other: float | None) -> float | None:
-    return None if base is None or other is None or base == 0 else (
-        (other - base) / abs(base) * PERCENT
-    )
-
-
-def _qoe_by_trace(run: Results, arm: str) -> dict[str, float]:
-    return {
-        row.trace: row.qoe_per_chunk for row in run.of_arm(arm) if row.qoe_per_chunk is not None
-    }
-
-
-def _between(base: Results, other: Results, arm: str) -> Estimate:
-    """Difference other − base of one arm, paired by trace."""
-    first, second = _qoe_by_trace(base, arm), _qoe_by_trace(other, arm)
-    common = [trace for trace in first if trace in second]
-    return paired_delta_ci([second[name] for name in common], [first[name] for name in common])
-
-
-def _trace_pairs(base: Results, other: Results, arm: str, colour: int) -> Series:
-    first, second = _qoe_by_trace(base, arm), _qoe_by_trace(other, arm)
-    common = [trace for trace in first if trace in second]
-    return Series(
-        arm,
-        colour,
-        [first[name] for name in common],
-        others=[second[name] for name in common],
-        titles=[f"{arm}, {name}" for name in common],
-    )
+def _level_colour(level: int, levels: int) -> str:
+    """The colour of a level: spread over the palette, worst to best."""
+    last = len(_LEVEL_COLOURS) - 1
+    return _LEVEL_COLOURS[last if levels < 2 else round(level / (levels - 1) * last)]

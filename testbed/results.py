@@ -235,6 +235,12 @@ def played_s(row: SessionRecord) -> float:
     return chunk_s * len(row.chunks)
 
 
+def rebuffer_ratio(rows: Sequence[SessionRecord]) -> float | None:
+    """Stall time over stall and playing time of all sessions together; None without any."""
+    stalled, played = sum(map(stall_s, rows)), sum(map(played_s, rows))
+    return stalled / (stalled + played) if played > 0 else None
+
+
 def mean_bitrate_kbps(row: SessionRecord) -> float:
     """Mean bitrate of the scored chunks, of which there must be one."""
     return float(np.mean([chunk.bitrate_kbps for chunk in scored(row)]))
@@ -276,7 +282,6 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
     everything = [row for row in results.sessions if row.arm == arm]
     rows = results.of_arm(arm)
     usable = [row for row in rows if scored(row)]
-    stalled, played = sum(map(stall_s, rows)), sum(map(played_s, rows))
     decisions = [value for row in rows for value in decisions_ms(row)]
     startups = [row.startup_s for row in rows if row.startup_s is not None]
     qoe = mean_ci([row.qoe_per_chunk for row in rows if row.qoe_per_chunk is not None])
@@ -286,7 +291,7 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
         "failed": len(everything) - len(rows),
         "qoe_per_chunk": qoe.as_json(),
         "bitrate_kbps": mean([mean_bitrate_kbps(row) for row in usable]),
-        "rebuffer_ratio": stalled / (stalled + played) if played > 0 else None,
+        "rebuffer_ratio": rebuffer_ratio(rows),
         "switch_kbps": mean([mean_switch_kbps(row) for row in usable]),
         "startup_s": mean(startups),
         "decision_ms": {"p50": percentile(decisions, 50), "p99": percentile(decisions, 99)},

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from player.records import SessionRecord
-from testbed.emulation import EmulatedSession, emulate, environment
+from testbed.emulation import EmulatedSession, emulate
 from testbed.experiment import Plan, Session
 from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary
+from testbed.sandbox import sandbox_mode
 from testbed.simulation import simulate
 
 #: Emulated sessions are real time; that many at once leave the links and players undisturbed.
@@ -75,9 +76,10 @@ def run_experiment(
     ]
     progress.planned(len(plan.sessions), len(plan.sessions) - len(pending))
     files.write_traces(plan.traces)
-    files.write_environment(environment(plan.experiment))
     if pending:
-        _play(plan, pending, files, jobs or default_jobs(plan, pending), progress)
+        jobs = jobs or default_jobs(plan, pending)
+        files.write_environment(_environment(plan, jobs))
+        _play(plan, pending, files, jobs, progress)
     summary = write_summary(folder)
     build_report([folder])
     failed = sum(int(arm["failed"]) for arm in summary["arms"])
@@ -90,6 +92,28 @@ def default_jobs(plan: Plan, sessions: Sequence[Session]) -> int:
     if plan.experiment.driver == "simulated":
         return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS))
     return min(cpus * EMULATED_JOBS_PER_CPU, len(sessions))
+
+
+def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
+    """What this run uses of the machine."""
+    experiment = plan.experiment
+    details: dict[str, Any] = {
+        "driver": experiment.driver,
+        "seed": experiment.seed,
+        "jobs": jobs,
+        "load_before": os.getloadavg()[0],
+    }
+    if experiment.driver == "simulated":
+        return details | {"link": f"model:{experiment.link.model}"}
+    return details | {
+        "sandbox": sandbox_mode(),
+        "link": {
+            "backend": "kernel",
+            "asked": experiment.link.backend,
+            "why": "HTB; netem where delay or loss is asked for",
+        },
+        "switch": experiment.network.switch,
+    }
 
 
 def _play(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from player.qoe import session_qoe
 from player.records import LinkRecord, SessionRecord
 from player.simulated import DecisionTime, play_simulated
 from testbed.experiment import ArmConfig, Experiment, Plan, Session
-from testbed.namespaces import die_with_parent
+from testbed.namespaces import set_parent_death_signal
 
 def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[SessionRecord]:
     """Plays the sessions; yields records in the order of ``sessions``.
@@ -31,7 +32,7 @@ def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[
         min(jobs, len(sessions)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(plan,),
+        initargs=(plan, os.getpid()),
     ) as pool:
         yield from pool.map(_play_in_worker, sessions)
 
@@ -115,8 +116,8 @@ def decision_time(experiment: Experiment) -> DecisionTime:
 _worker: list[SessionPlayer] = []
 
 
-def _start_worker(plan: Plan) -> None:
-    die_with_parent()
+def _start_worker(plan: Plan, parent_pid: int) -> None:
+    set_parent_death_signal(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     _worker.append(SessionPlayer(plan))
 

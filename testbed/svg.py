@@ -40,10 +40,7 @@ class Scale:
     def ticks(self, count: int = 5) -> list[float]:
         """Round values within the scale."""
         if self.is_log:
-            exponents = range(
-                math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1
-            )
-            return [10.0**exponent for exponent in exponents]
+            return log_ticks(self.low, self.high)
         return round_ticks(self.low, self.high, count)
 
 
@@ -133,6 +130,14 @@ def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two bounds; 2 and 5 times those as well where they are few."""
+    factors = (1, 2, 5) if high / low < 10.0**3 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def padded(values: Sequence[float], share: float = 0.05) -> tuple[float, float]:
