@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -146,19 +147,18 @@ def load_backbone(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> B
         BackboneError: see the class; the message says what is known.
     """
     if name_or_path == MINILM:
-        source, sources = str(_minilm_folder()), (True,)
+        source, sources = str(_minilm_folder()), [True]
     elif Path(name_or_path).is_dir():
-        source, sources = name_or_path, (True,)
+        source, sources = name_or_path, [True]
     elif HUB_ID.fullmatch(name_or_path) and not Path(name_or_path).exists():
-        source, sources = name_or_path, (True, False)
+        source = name_or_path
+        sources = [True] if _is_offline() else [True, False]
     else:
         raise BackboneError(f"unknown backbone {name_or_path!r}; known: {known_backbones()}")
     return _load(name_or_path, source, sources, dtype)
 
 
-def _load(
-    name: str, source: str, local_only: Sequence[bool], dtype: torch.dtype
-) -> Backbone:
+def _load(name: str, source: str, local_only: Sequence[bool], dtype: torch.dtype) -> Backbone:
     """Tries the local files first, then, for a hub id, the hub."""
     from transformers import AutoConfig, AutoModel
 
@@ -187,7 +187,7 @@ def _load(
         except BackboneError:
             raise
         # The hub client and the readers raise errors of many unrelated classes here.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failure = error
             continue
         return Backbone(name, config.model_type, model.eval())
@@ -222,6 +222,10 @@ def merge_lora(backbone: Backbone) -> None:
     for module in backbone.modules():
         if isinstance(module, LoraLayer):
             module.merge()
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _minilm_folder() -> Path:

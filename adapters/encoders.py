@@ -1,4 +1,4 @@
-"""Encoders that turn the features of a step into its tokens (NetLLM's multimodal encoder, for ABR)."""
+"""Encoders that turn the features of a step into its tokens: NetLLM's multimodal encoder."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ class StepTensors:
     @classmethod
     def of(cls, features: StepFeatures, returns: Tensor, device: torch.device) -> StepTensors:
         """Moves batched features to a device."""
-        arrays = (getattr(features, field.name) for field in fields(features))
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays), returns.to(device))
+        tensors = {
+            field.name: torch.from_numpy(getattr(features, field.name)).to(device)
+            for field in fields(features)
+        }
+        return cls(**tensors, returns=returns.to(device))
 
 
 class StepEncoder(nn.Module):
@@ -44,9 +47,7 @@ class StepEncoder(nn.Module):
     Every token gets an embedding of its step's place in the window, then a LayerNorm.
     """
 
-    def __init__(
-        self, *, levels: int, hidden_size: int, feature_size: int, max_steps: int
-    ) -> None:
+    def __init__(self, *, levels: int, hidden_size: int, feature_size: int, max_steps: int) -> None:
         super().__init__()
         self.levels = levels
         past = PAST_CHUNKS - HISTORY_KERNEL + 1

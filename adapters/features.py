@@ -55,7 +55,10 @@ class StepFeatures:
 def stack(features: list[StepFeatures]) -> StepFeatures:
     """Stacks features along a new leading axis."""
     return StepFeatures(
-        *(np.stack([getattr(one, field.name) for one in features]) for field in fields(StepFeatures))
+        *(
+            np.stack([getattr(one, field.name) for one in features])
+            for field in fields(StepFeatures)
+        )
     )
 
 

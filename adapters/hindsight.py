@@ -34,7 +34,7 @@ class Hindsight:
 
     horizon: int = 8
     width: int = 4
-    buffer_value: float = 0.15
+    buffer_value: float = 0.8
     buffer_enough_s: float = 20.0
 
 
@@ -111,7 +111,9 @@ def _states_before(
         position_s += float(outcome.moved_s) + chunk.wait_s
         idle_s = chunk.wait_s
         rows.append((chunk.buffer_s, position_s, idle_s, chunk.level))
-    buffer, position, idle, level = (np.asarray(column)[:, None, None] for column in zip(*rows))
+    buffer, position, idle, level = (
+        np.asarray(column)[:, None, None] for column in zip(*rows, strict=True)
+    )
     return _States(np.zeros(buffer.shape), buffer, position, idle, level)
 
 
@@ -124,11 +126,12 @@ def _extend(
     *,
     first: bool,
 ) -> _States:
-    """Every state continued with every level: ``(R, F, N·levels)``, or ``(R, levels, 1)`` at first."""
+    """Every state continued with every level: ``(R, F, N · 6)``; at first ``(R, 6, 1)``."""
     rates = np.asarray(video.levels_kbps) / KBPS_PER_MBPS
     level = np.arange(video.levels)
     before = [
-        field[..., None] for field in (states.qoe, states.buffer_s, states.position_s, states.idle_s)
+        field[..., None]
+        for field in (states.qoe, states.buffer_s, states.position_s, states.idle_s)
     ]
     qoe, buffer_s, position_s, idle_s = before  # (R, F, N, 1)
     outcome = link.download(sizes[:, None, None, :], position_s, idle_s)
@@ -156,7 +159,7 @@ def _extend(
 
 
 def _prune(states: _States, levels: int, search: Hindsight) -> _States:
-    """Per last level the best few: half of them by QoE, half by worth with the buffer counted in."""
+    """Per last level the best few: half of them by QoE, half with the buffer counted in."""
     available = states.qoe.shape[2]
     if available <= levels:
         return states

@@ -61,9 +61,7 @@ class AbrPolicy(nn.Module):
             feature_size=config.feature_size,
             max_steps=window_steps(config.block),
         )
-        add_lora(
-            backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout
-        )
+        add_lora(backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout)
         self.backbone = backbone
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(backbone.hidden_size, config.levels)
@@ -142,9 +140,7 @@ class AbrPolicy(nn.Module):
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The weights that training changes: encoders, head and low-rank updates."""
-        return {
-            key: value for key, value in self.state_dict().items() if not _is_frozen(key)
-        }
+        return {key: value for key, value in self.state_dict().items() if not _is_frozen(key)}
 
 
 def _is_frozen(key: str) -> bool:

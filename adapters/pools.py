@@ -78,7 +78,7 @@ class Episode:
         rebuffer_s: ``(n,)``.
         buffer_s: ``(n,)`` buffer behind each chunk.
         qoe: ``(n,)`` QoE of each chunk.
-        expert: ``(n,)`` level that an expert takes in the same state; NO_LABEL where none was asked.
+        expert: ``(n,)`` level that an expert takes in the same state; NO_LABEL if none was asked.
         values: ``(n, levels)`` what each level would have been worth in hindsight; NaN if unknown.
     """
 
@@ -315,9 +315,7 @@ def write_pool(pool: Pool, folder: Path) -> None:
 
 def _chunk_frame(number: int, episode: Episode) -> pl.DataFrame:
     columns: dict[str, Any] = {
-        name: getattr(episode, name)
-        for name in CHUNK_COLUMNS
-        if name not in ("episode", "index")
+        name: getattr(episode, name) for name in CHUNK_COLUMNS if name not in ("episode", "index")
     }
     count = episode.chunks
     frame = pl.DataFrame(
@@ -397,19 +395,27 @@ def _read_episode(part: pl.DataFrame, video: Video, row: dict[str, Any], *, path
     count = part.height
     if count > video.chunks or part["index"].to_list() != list(range(count)):
         raise PoolError(f"{path}: column 'index' does not count the chunks of an episode from 0")
+    for name in ("size_bytes", "download_s"):
+        if not (part[name].is_finite().all() and (part[name] > 0).all()):
+            raise PoolError(f"{path}: column {name!r} has a value that is not positive")
+    for name in ("rebuffer_s", "buffer_s"):
+        if not (part[name].is_finite().all() and (part[name] >= 0).all()):
+            raise PoolError(f"{path}: column {name!r} has a value that is negative or not finite")
+    if not part["qoe"].is_finite().all():
+        raise PoolError(f"{path}: column 'qoe' has a value that is not finite")
     level, expert = part["level"].to_numpy(), part["expert"].to_numpy()
     for name, column, lowest in (("level", level, 0), ("expert", expert, NO_LABEL)):
         if column.min() < lowest or column.max() >= video.levels:
             raise PoolError(f"{path}: column {name!r} is off the ladder of {video.levels}")
-    arrays = {
-        name: part[name].to_numpy()
-        for name in ("size_bytes", "download_s", "rebuffer_s", "buffer_s", "qoe")
-    }
     return Episode(
         video=video,
         level=level.astype(np.int64),
+        size_bytes=part["size_bytes"].to_numpy(),
+        download_s=part["download_s"].to_numpy(),
+        rebuffer_s=part["rebuffer_s"].to_numpy(),
+        buffer_s=part["buffer_s"].to_numpy(),
+        qoe=part["qoe"].to_numpy(),
         expert=expert.astype(np.int64),
         values=part.select(names).to_numpy().astype(np.float64),
-        **arrays,
         **row,
     )

@@ -57,7 +57,7 @@ def read_positions(steps: int) -> NDArray[np.int64]:
 
 
 def attention_allowed(tokens: int) -> NDArray[np.bool_]:
-    """``(T, T)``: whether token i may look at token j: causal, and sizes are seen by themselves only."""
+    """``(T, T)``: whether token i may look at j: causal, and sizes are seen by themselves only."""
     index = np.arange(tokens)
     causal = index[None, :] <= index[:, None]
     is_sizes = index % TOKENS_PER_STEP == Token.SIZES

@@ -320,6 +320,7 @@ class ControllerService:
         runner = web.AppRunner(
             _routes(self._service),
             access_log=None,
+            auto_decompress=False,  # questions are small, and a bomb stays shut
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=SHUTDOWN_S,
         )

@@ -32,7 +32,10 @@ class Download:
 class LinkModel(Protocol):
     """What the simulated driver asks of a link."""
 
-    trace: Trace
+    @property
+    def trace(self) -> Trace:
+        """The trace that the link replays."""
+        ...
 
     def download(
         self,

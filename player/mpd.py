@@ -7,6 +7,7 @@ duration. Chunk sizes, which controllers need and DASH does not carry, are annou
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -188,6 +189,11 @@ class _SizeTable:
     sizes_bytes: tuple[tuple[int, ...], ...]
 
 
+@functools.cache
+def _size_table_adapter() -> pydantic.TypeAdapter[_SizeTable]:
+    return pydantic.TypeAdapter(_SizeTable)
+
+
 def write_sizes(video: Video) -> bytes:
     """The JSON table of chunk sizes that the manifest points to."""
     table = {
@@ -207,7 +213,7 @@ def read_sizes(data: bytes, manifest: Manifest, *, name: str) -> Video:
     if len(data) > MAX_SIZES_BYTES:
         raise MpdError(f"the size table has more than {MAX_SIZES_BYTES} bytes")
     try:
-        table = pydantic.TypeAdapter(_SizeTable).validate_json(data, strict=True)
+        table = _size_table_adapter().validate_json(data, strict=True)
         video = Video(name, table.levels_kbps, table.chunk_s, table.sizes_bytes)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -12,7 +12,7 @@ HISTORY_LIMIT = 64
 UPCOMING_LIMIT = 8
 KILOBITS_PER_BYTE = 8 / 1000
 #: Bounds of what is possible, far beyond any session: within them no controller can overflow.
-MAX_LEVELS = 32
+MAX_LEVELS = 20  # planners search all plans of a few chunks
 MAX_CHUNKS = 10**6
 MAX_SIZE_BYTES = 10**12
 POSITIVE_RANGE = (1e-6, 1e9)  # seconds, kbit/s

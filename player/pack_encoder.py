@@ -54,7 +54,7 @@ class Timing:
         Raises:
             ContentError: ``chunk_s`` is no fraction of small numbers, or shorter than a frame.
         """
-        exact_s = Fraction(chunk_s).limit_denominator(1000)
+        exact_s = Fraction(chunk_s if math.isfinite(chunk_s) else 0).limit_denominator(1000)
         frames = round(FRAME_RATE * exact_s)
         if frames < 1 or not math.isclose(exact_s, chunk_s, rel_tol=1e-9):
             raise ContentError(

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the run failed, 2 the input was wrong.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from datetime import datetime
@@ -25,12 +24,15 @@ from testbed.builtin import DataNotFound
 from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
 from testbed.doctor import diagnose, render
 from testbed.experiment import ConfigError, plan_experiment, read_experiment
-from testbed.link import LinkUnsupported, ShapingError
+from testbed.htb import ShapingError
+from testbed.link import LinkUnsupported
+from testbed.plots import PlotError
 from testbed.report import build_report
 from testbed.results import ResultsError, write_summary
 from testbed.runner import run_experiment
 from testbed.sandbox import SandboxError
 from testbed.serving import UsageError, serve_arms
+from testbed.trace_generators import UnknownTraceFamily
 from testbed.traces import TraceFormatError
 
 EXIT_FAILED = 1
@@ -42,10 +44,12 @@ WRONG_INPUT = (
     DataNotFound,
     InvalidOptions,
     LinkUnsupported,
+    PlotError,
     ResultsError,
     TraceError,
     TraceFormatError,
     UnknownController,
+    UnknownTraceFamily,
     UsageError,
     VideoFormatError,
     cli_training.TrainingInputError,
@@ -165,32 +169,38 @@ def serve(
     task: Annotated[str, typer.Option(help="abr")] = "abr",
 ) -> None:
     """Serves controllers over HTTP until interrupted."""
-    serve_arms(task, arm, host=host, port=port, on_ready=lambda url: printed.print(f"Serving {url}"))
+    serve_arms(
+        task, arm, host=host, port=port, on_ready=lambda url: printed.print(f"Serving {url}")
+    )
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came; everything unwinds, so that what runs is taken down in order."""
 
 
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        app(standalone_mode=False)
+        app()
     except WRONG_INPUT as error:
-        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say("error", error)
         sys.exit(EXIT_WRONG_INPUT)
     except FAILED as error:
-        errors.print(f"failed: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say("failed", error)
         sys.exit(EXIT_FAILED)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except typer.Abort:
-        sys.exit(128 + signal.SIGINT)
-    except KeyboardInterrupt:
+    except Interrupted as signalled:
         errors.print("interrupted; finished sessions are kept")
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + signalled.args[0])
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like an interrupt, so that everything is taken down in order."""
-    raise KeyboardInterrupt
+def _say(what: str, error: Exception) -> None:
+    errors.print(f"{what}: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
 
 
 if __name__ == "__main__":

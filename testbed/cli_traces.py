@@ -11,7 +11,8 @@ import numpy as np
 import typer
 
 from testbed.builtin import resolve_traces
-from testbed.console import ConfigError, data_folder, print_json, printed
+from testbed.console import data_folder, print_json, printed
+from testbed.experiment import ConfigError
 from testbed.plots import save_trace_plot
 from testbed.trace_generators import GENERATORS, generate_trace
 from testbed.traces import describe, read_trace, write_mahimahi, write_two_column
@@ -26,22 +27,24 @@ WRITERS = {"two-column": write_two_column, "mahimahi": write_mahimahi}
 def show(
     trace: Annotated[str, typer.Argument(help="A file, a folder, data:PATH or builtin:NAME.")],
     data: Annotated[Path | None, typer.Option(envvar="TESTBED_DATA")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it into this PNG or SVG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw it (one trace): PNG, SVG or PDF.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Describes traces: length, mean, spread, outages."""
     traces = resolve_traces(trace, data_folder(data), Path())
-    summaries = [describe(item) for item in traces]
     if plot is not None:
-        save_trace_plot(traces, plot)
+        if len(traces) > 1:
+            raise ConfigError(f"--plot draws one trace; {trace} has {len(traces)}")
+        save_trace_plot(traces[0], plot)
+    described = {item.name: dataclasses.asdict(describe(item)) for item in traces}
     if as_json:
-        print_json({"traces": [dataclasses.asdict(summary) for summary in summaries]})
+        print_json({"traces": [{"name": name} | row for name, row in described.items()]})
         return
-    for summary in summaries:
-        values = dataclasses.asdict(summary)
-        name = values.pop("name")
+    for name, row in described.items():
         printed.print(name, style="bold", markup=False, highlight=False)
-        for key, value in values.items():
+        for key, value in row.items():
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
             printed.print(f"  {key}: {text}", highlight=False)
     if plot is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -137,6 +137,60 @@ def show_progress(*, quiet: bool) -> Iterator[RichProgress]:
     )
     with Progress(*columns, console=errors, disable=quiet) as bars:
         yield RichProgress(bars)
+
+
+class StepProgress(Protocol):
+    """What a training tells behind every step."""
+
+    @property
+    def epoch(self) -> int:
+        """From 1."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """At most."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Of this epoch, from 1."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Per epoch."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Of this step."""
+        ...
+
+
+@contextlib.contextmanager
+def show_steps() -> Iterator[Callable[[StepProgress], None]]:
+    """A progress bar of a training on standard error."""
+    columns: Sequence[Any] = (
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
+    with Progress(*columns, console=errors) as bars:
+        task = bars.add_task("", total=1, epoch="–", loss=float("nan"))
+
+        def show(at: StepProgress) -> None:
+            bars.update(
+                task,
+                total=at.steps,
+                completed=at.step,
+                epoch=f"{at.epoch} of {at.epochs}",
+                loss=at.loss,
+            )
+
+        yield show
 
 
 def _by_qoe(arm: Mapping[str, Any]) -> float:

@@ -82,8 +82,7 @@ def play_session(
             "kind": "session",
             "record": dataclasses.asdict(_record(plan, session, outcome)),
             "link_seconds": [
-                {"arm": session.arm.label, "trace": session.trace.name}
-                | dataclasses.asdict(second)
+                {"arm": session.arm.label, "trace": session.trace.name} | dataclasses.asdict(second)
                 for second in (outcome.link.seconds if outcome.link else ())
             ],
             "requests": [
@@ -134,9 +133,7 @@ def _play(
     ):
         is_up()
         ours, theirs = socket.socketpair()
-        with ours, fork_into(
-            network.client.pid, _run_player, plan, session, network, theirs
-        ):
+        with ours, fork_into(network.client.pid, _run_player, plan, session, network, theirs):
             theirs.close()
             for message in _messages(ours):
                 match message:
@@ -207,9 +204,7 @@ def _run_server(hosted: HostedVideo, listener: socket.socket, log_path: Path) ->
         asyncio.run(serve({VIDEO_NAME: hosted}, sockets=[listener], on_request=write))
 
 
-def _run_player(
-    plan: Plan, session: Session, network: SessionNetwork, end: socket.socket
-) -> None:
+def _run_player(plan: Plan, session: Session, network: SessionNetwork, end: socket.socket) -> None:
     def tell(**message: Any) -> None:
         end.sendall(json.dumps(message).encode() + b"\n")
 

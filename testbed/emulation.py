@@ -22,7 +22,8 @@ from testbed.experiment import (
     experiment_document,
     parse_experiment,
 )
-from testbed.link import LinkUnsupported, ShapingError
+from testbed.htb import ShapingError
+from testbed.link import LinkUnsupported
 from testbed.sandbox import SandboxError, run_in_sandbox
 
 ENTRY = "testbed.emulation_inside:run_sessions"

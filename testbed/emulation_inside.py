@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import select
 import socket
@@ -28,7 +27,8 @@ from testbed.link import LinkSpec, check_supported
 from testbed.namespaces import Child, fork_into
 from testbed.sandbox import Send
 
-log = logging.getLogger(__name__)
+#: Controllers by task and label of the arm.
+Arms = dict[tuple[str, str], registry.Controller]
 
 MAX_CONTROL_BYTES = 256
 #: Networks that are being set up at the same time; more would disturb the sessions that play.
@@ -130,14 +130,13 @@ def controller_process(experiment: Experiment) -> Iterator[socket.socket]:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ready_here, ready_there = os.pipe()
-    with ours, theirs:
-        with fork_into(None, _serve_controllers, experiment, theirs, ready_there):
-            os.close(ready_there)
-            with os.fdopen(ready_here, encoding="utf-8") as ready:
-                answer = json.loads(ready.readline() or '["ControllerStartError", "it died"]')
-            if answer:
-                _raise_again(*answer)
-            yield ours
+    with ours, theirs, fork_into(None, _serve_controllers, experiment, theirs, ready_there):
+        os.close(ready_there)
+        with os.fdopen(ready_here, encoding="utf-8") as ready:
+            answer = json.loads(ready.readline() or '["ControllerStartError", "it died"]')
+        if answer:
+            _raise_again(*answer)
+        yield ours
 
 
 def _raise_again(kind: str, message: str) -> None:
@@ -150,7 +149,7 @@ def _raise_again(kind: str, message: str) -> None:
 def _serve_controllers(experiment: Experiment, control: socket.socket, ready_fd: int) -> None:
     with os.fdopen(ready_fd, "w", encoding="utf-8") as ready:
         try:
-            arms = {
+            arms: Arms = {
                 (experiment.task, arm.label): registry.create(
                     experiment.task, arm.controller, arm.options
                 )
@@ -163,9 +162,7 @@ def _serve_controllers(experiment: Experiment, control: socket.socket, ready_fd:
     asyncio.run(_serve(arms, control))
 
 
-async def _serve(
-    arms: dict[tuple[str, str], registry.Controller], control: socket.socket
-) -> None:
+async def _serve(arms: Arms, control: socket.socket) -> None:
     """Takes over listening sockets and lets them go as sessions say."""
     loop = asyncio.get_running_loop()
     control.setblocking(False)

@@ -33,11 +33,11 @@ from testbed.htb import (
     BITS_PER_BYTE,
     HtbClass,
     ReceiveCounter,
-    ShapingError,
     packet_rates,
     qdisc_problem,
     schedule,
 )
+from testbed.htb import ShapingError as ShapingError  # callers know it from here
 from testbed.namespaces import Child, fork_into, in_network_of, set_timer_slack_ns
 
 log = logging.getLogger(__name__)
@@ -353,9 +353,7 @@ class _Replay:
         done = self._bin
         done.see(state.backlog_packets)
         offset_s = self._link.start_s - self._began_s
-        asked = self._link.trace.bits_until(
-            np.array([done.begin_s + offset_s, now_s + offset_s])
-        )
+        asked = self._link.trace.bits_until(np.array([done.begin_s + offset_s, now_s + offset_s]))
         if now_s - done.begin_s >= SHORTEST_BIN_S:
             self._seconds.append(
                 LinkSecond(

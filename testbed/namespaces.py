@@ -215,7 +215,7 @@ class Child:
             if not poll.poll(None if timeout_s is None else max(timeout_s, 0.0) * 1000):
                 raise TimeoutError(f"process {self.pid} still runs after {timeout_s} s")
             self._reap()
-        assert self._returncode is not None  # noqa: S101 (set by _reap)
+        assert self._returncode is not None  # set by _reap
         return self._returncode
 
     def _reap(self) -> None:
@@ -280,8 +280,8 @@ def fork_into(
     try:
         set_parent_death_signal(parent_pid)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         if pid is not None:
             enter_network(pid)
         function(*args, **kwargs)

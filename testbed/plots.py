@@ -21,12 +21,17 @@ from testbed.svg import Scale, Svg, fixed, padded, path_of_steps, significant, t
 COLOURS = 8
 WIDTH = 520.0
 HEIGHT = 300.0
+TRACE_PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 12.0, 42.0
 _LABEL_TOP = 30.0  # top margin of charts that name their vertical axis above it
 _ROW = 40.0  # height of one row in charts with a row per arm
 _DOT = 2.6
 _CHARACTER = 7.6  # width of a label's character, generous: fonts differ
 _LABEL_SHARE = 0.42  # of the width, at most, for labels of rows
+
+
+class PlotError(ValueError):
+    """A plot that cannot be drawn into the file that was named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,24 +221,23 @@ def save_trace_plot(trace: Trace, path: Path) -> None:
     """Draws one pass of a trace into a file; its suffix chooses PNG, SVG or PDF.
 
     Raises:
-        ValueError: a suffix that matplotlib does not know; the message lists those that it does.
+        PlotError: a suffix that cannot be drawn; the message lists those that can.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    if path.suffix.lower() not in TRACE_PLOT_SUFFIXES:
+        raise PlotError(
+            f"{path}: cannot draw {path.suffix or 'a file without suffix'}; there are "
+            f"{', '.join(TRACE_PLOT_SUFFIXES)}"
+        )
+    from matplotlib.figure import Figure  # takes a second; only this function needs it
 
     figure = Figure(figsize=(9, 3), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.stairs(trace.steps_mbps, trace.edges_s, fill=True, alpha=0.35)
-    axes.stairs(trace.steps_mbps, trace.edges_s, linewidth=0.8)
+    axes.stairs(trace.steps_mbps, trace.edges_s, fill=True, color="C0", alpha=0.3)
+    axes.stairs(trace.steps_mbps, trace.edges_s, color="C0", linewidth=0.8)
     axes.axhline(trace.mean_mbps, linestyle="--", linewidth=1, color="0.4")
-    axes.set(
-        title=f"{trace.name}: mean {significant(trace.mean_mbps)} Mbit/s",
-        xlabel="time (s)",
-        ylabel="Mbit/s",
-        xlim=(0, trace.duration_s),
-        ylim=(0, None),
-    )
+    title = f"{trace.name}: mean {significant(trace.mean_mbps)} Mbit/s"
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set(xlabel="time (s)", ylabel="Mbit/s", xlim=(0, trace.duration_s), ylim=(0, None))
     figure.savefig(path, dpi=150)
 
 

@@ -111,7 +111,7 @@ def render_report(runs: Sequence[Results]) -> str:
         ],
         traces=_trace_views(runs, labels, colours, ladder),
         levels=[
-            (index, f"{rate:g}", _level_colour(index, len(ladder)))
+            (index, _level_label(index, rate), _level_colour(index, len(ladder)))
             for index, rate in enumerate(ladder)
         ],
         weights=runs[0].qoe,
@@ -130,8 +130,8 @@ def run_labels(runs: Sequence[Results]) -> list[str]:
     return [f"{run.driver} {number}" for number, run in enumerate(runs, start=1)]
 
 
-def ladder_kbps(runs: Sequence[Results]) -> list[float]:
-    """Bitrate of each level: as the experiment says, else as far as sessions used it."""
+def ladder_kbps(runs: Sequence[Results]) -> list[float | None]:
+    """Bitrate of each level: as the experiment says, else of those levels that were used."""
     for run in runs:
         listed = run.experiment.get("video", {}).get("levels_kbps")
         if isinstance(listed, list) and listed:
@@ -142,8 +142,8 @@ def ladder_kbps(runs: Sequence[Results]) -> list[float]:
         for row in run.sessions
         for chunk in row.chunks
     }
-    top = max(used, default=0)
-    return [used.get(level, float("nan")) for level in range(top + 1)]
+    top = max(used, default=-1)
+    return [used.get(level) for level in range(top + 1)]
 
 
 def _title(runs: Sequence[Results]) -> str:
@@ -158,7 +158,7 @@ def _trace_views(
     runs: Sequence[Results],
     labels: Sequence[str],
     colours: Mapping[str, int],
-    ladder: Sequence[float],
+    ladder: Sequence[float | None],
 ) -> list[TraceView]:
     """Rows of the overview, each with the time-lines of all runs on its trace."""
     found = {
@@ -234,6 +234,10 @@ def _session_facts(row: SessionRecord) -> tuple[tuple[str, str], ...]:
     if row.link.wire_nmae_1s is not None:
         facts.append(("wire error", f"{fixed(row.link.wire_nmae_1s * 100, 2)} %"))
     return tuple(facts)
+
+
+def _level_label(level: int, rate_kbps: float | None) -> str:
+    return f"level {level}" if rate_kbps is None else f"{rate_kbps:g} kbit/s"
 
 
 def _level_colour(level: int, levels: int) -> str:

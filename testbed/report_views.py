@@ -10,7 +10,6 @@ from typing import Any
 from markupsafe import Markup
 
 from player.records import SessionRecord
-from player.trace import BITS_PER_MEGABIT
 from testbed import plots
 from testbed.plots import Parts, Series
 from testbed.results import Results, decisions_ms, qoe_parts, summarize
@@ -112,7 +111,10 @@ def _facts(run: Results) -> tuple[tuple[str, str], ...]:
     link = experiment.get("link", {})
     backends = ", ".join(dict.fromkeys(row.link.backend for row in run.sessions))
     is_emulated = run.driver == "emulated"
+    has_delay = "delay_ms" in link and (is_emulated or link.get("model") == "tcp")
+    has_queue = "queue_packets" in link and is_emulated
     chunks = experiment.get("chunks") or max((len(row.chunks) for row in run.sessions), default=0)
+    traces = counted(len(run.trace_names), "trace")
     commit = str(environment.get("commit") or "")[:10]
     version = " ".join(filter(None, [str(environment.get("version", "")), commit]))
     system = " ".join(
@@ -121,19 +123,19 @@ def _facts(run: Results) -> tuple[tuple[str, str], ...]:
     facts = [
         ("task", run.task),
         ("driver", run.driver),
-        ("traces", f"{experiment.get('traces', '')} ({len(run.trace_names)})".strip()),
+        ("traces", ", ".join(filter(None, [str(experiment.get("traces", "")), traces]))),
         ("video", str(experiment.get("video", {}).get("sizes", ""))),
         ("chunks", str(chunks)),
         ("sessions", f"{len(run.sessions)}, {len(run.failed)} failed"),
         ("link", backends),
-        ("one-way delay", f"{link['delay_ms']:g} ms" if "delay_ms" in link else ""),
-        ("queue", f"{link['queue_packets']} packets" if "queue_packets" in link else ""),
+        ("one-way delay", f"{link['delay_ms']:g} ms" if has_delay else ""),
+        ("queue", f"{link['queue_packets']} packets" if has_queue else ""),
         ("congestion control", str(link.get("congestion", "")) if is_emulated else ""),
         ("seed", str(experiment.get("seed", ""))),
         ("version", version),
         ("kernel", system),
         ("CPUs", str(environment.get("cpus") or "")),
-        ("date", str(environment.get("date") or "")),
+        ("date", str(environment.get("date") or "").replace("T", " ")),
     ]
     return tuple((key, value) for key, value in facts if value)
 
@@ -385,8 +387,8 @@ def _link_figures(run: Results, colours: Mapping[str, int]) -> tuple[Figure, ...
         Figure(
             "Asked and delivered",
             plots.density(
-                [second.asked_bits / BITS_PER_MEGABIT for second in full],
-                [second.delivered_bits / BITS_PER_MEGABIT for second in full],
+                [second.asked_mbps for second in full],
+                [second.delivered_mbps for second in full],
                 "asked, Mbit/s",
                 "delivered, Mbit/s",
             ),

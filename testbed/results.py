@@ -24,7 +24,7 @@ import pydantic_core
 
 from player.qoe import KBPS_PER_MBPS, PENSIEVE_QOE, QoeWeights
 from player.records import ChunkRecord, SessionRecord
-from player.trace import Trace, TraceError
+from player.trace import BITS_PER_MEGABIT, Trace, TraceError
 from testbed.statistics import mean, mean_ci, paired_delta_ci, percentile
 
 SESSIONS = "sessions.jsonl"
@@ -56,6 +56,8 @@ class LinkSecond:
         saturated: whether packets were waiting all the time, so that the two must agree.
         backlog_packets: packets in the queue.
         drops: packets dropped.
+        begin_s: when the counters were read.
+        end_s: when they were read next.
     """
 
     arm: str
@@ -66,6 +68,25 @@ class LinkSecond:
     saturated: bool
     backlog_packets: float | None = None
     drops: float | None = None
+    begin_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def asked_mbps(self) -> float:
+        """Mean rate that was asked for."""
+        return self.asked_bits / self._width_s / BITS_PER_MEGABIT
+
+    @property
+    def delivered_mbps(self) -> float:
+        """Mean rate that was delivered."""
+        return self.delivered_bits / self._width_s / BITS_PER_MEGABIT
+
+    @property
+    def _width_s(self) -> float:
+        """What the counters were really apart; a second when the row does not say."""
+        if self.begin_s is None or self.end_s is None or self.end_s <= self.begin_s:
+            return 1.0
+        return self.end_s - self.begin_s
 
 
 @dataclass(frozen=True, kw_only=True)

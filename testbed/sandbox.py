@@ -49,6 +49,7 @@ NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-pr
 AS_USER = ("--user", "--map-root-user")
 PRIVATE_TEMP = "/dev/shm"  # noqa: S108 (a file system of its own inside the sandbox)
 STDERR_LINES = 30
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on the PATH of ordinary users
 READ_BYTES = 1 << 20
 GRACE_S = 5.0  # for the kernel to tear the namespaces down
 PROBE_TIMEOUT_S = 10.0
@@ -65,7 +66,8 @@ SWITCHES = {
     ),
     "/proc/sys/user/max_user_namespaces": (
         "0",
-        "no user namespaces are allowed: run as root, or `sudo sysctl user.max_user_namespaces=15000`",
+        "no user namespaces are allowed: run as root, or "
+        "`sudo sysctl user.max_user_namespaces=15000`",
     ),
 }
 
@@ -88,6 +90,12 @@ class SandboxProbe:
 
     mode: Mode | None
     reason: str
+
+
+def tool_path() -> str:
+    """The PATH, with the folders in which system tools lie."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys((*folders, *SYSTEM_FOLDERS)))
 
 
 def probe_sandbox() -> SandboxProbe:
@@ -169,7 +177,7 @@ class _Inside:
     def __init__(
         self, process: subprocess.Popen[bytes], job: IO[bytes], messages: IO[bytes]
     ) -> None:
-        assert process.stderr is not None  # noqa: S101 (opened as a pipe)
+        assert process.stderr is not None  # opened as a pipe
         self._process = process
         self._job = job
         self._messages = messages
@@ -250,7 +258,7 @@ def _inside(mode: Mode) -> Iterator[_Inside]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=(job_read, messages_write),
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": path, "PATH": tool_path()},
                 start_new_session=True,  # an interrupt from the terminal reaches the outside only
                 preexec_fn=lambda: set_parent_death_signal(parent_pid),
             )

@@ -17,6 +17,7 @@ from player.simulated import DecisionTime, play_simulated
 from testbed.experiment import ArmConfig, Experiment, Plan, Session
 from testbed.namespaces import set_parent_death_signal
 
+
 def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[SessionRecord]:
     """Plays the sessions; yields records in the order of ``sessions``.
 

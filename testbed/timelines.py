@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from player.qoe import KBPS_PER_MBPS
 from player.records import ChunkRecord, SessionRecord
 from player.trace import BITS_PER_MEGABIT, FloatArray, Trace
 from testbed.results import MS_PER_S, LinkSecond
@@ -17,7 +18,8 @@ WIDTH = 980.0
 _LEFT, _RIGHT = 66.0, 12.0
 _BANDWIDTH, _LEVEL, _BUFFER, _GAP, _AXIS = 70.0, 40.0, 44.0, 8.0, 20.0
 _MOST_STEPS = 450  # steps of the bandwidth curve; more would be finer than a pixel
-_LEGIBLE = 1.25  # headroom of the bandwidth axis over the top level
+#: Bandwidth axis: room above the fastest step, and its bounds in units of the top bitrate.
+_HEADROOM, _LOWEST_TOP, _HIGHEST_TOP = 1.1, 0.2, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,23 @@ class Axes:
 
 
 def shared_axes(
-    rows: Sequence[SessionRecord], trace: Trace | None, ladder_kbps: Sequence[float]
+    rows: Sequence[SessionRecord], trace: Trace | None, ladder_kbps: Sequence[float | None]
 ) -> Axes:
     """Axes for the sessions of one trace."""
     ends = [row.chunks[-1].requested_s + row.chunks[-1].download_s for row in rows if row.chunks]
     buffers = [chunk.buffer_s + chunk.wait_s for row in rows for chunk in row.chunks]
-    top_level_mbps = max(ladder_kbps, default=1000.0) / 1000
+    known_kbps = [rate for rate in ladder_kbps if rate is not None]
+    top_level_mbps = max(known_kbps, default=KBPS_PER_MBPS) / KBPS_PER_MBPS
     if trace is not None:
         fastest = float(np.percentile(trace.steps_mbps, 98))
     else:
-        rates = [chunk.throughput_kbps / 1000 for row in rows for chunk in row.chunks]
+        rates = [chunk.throughput_kbps / KBPS_PER_MBPS for row in rows for chunk in row.chunks]
         fastest = max(rates, default=top_level_mbps)
     return Axes(
         end_s=max(ends, default=1.0),
-        top_mbps=max(min(fastest * 1.1, top_level_mbps * 2), top_level_mbps * _LEGIBLE / 4),
+        top_mbps=min(
+            max(fastest * _HEADROOM, top_level_mbps * _LOWEST_TOP), top_level_mbps * _HIGHEST_TOP
+        ),
         buffer_s=max(buffers, default=1.0),
         levels=len(ladder_kbps),
     )
@@ -106,26 +111,23 @@ def _bandwidth(
     seconds: Sequence[LinkSecond],
 ) -> None:
     _panel(svg, y, "Mbit/s", 0.0, y.high, f"{y.high:.1f}")
-    asked: tuple[FloatArray, FloatArray] | None = None
+    edges: list[float] = []
     if seconds:
-        edges_s = np.array([*(one.second for one in seconds), seconds[-1].second + 1.0])
-        asked = edges_s, np.array([one.asked_bits for one in seconds]) / BITS_PER_MEGABIT
+        edges = [x(one.second) for one in seconds] + [x(seconds[-1].second + 1.0)]
+        asked = [y(one.asked_mbps) for one in seconds]
     elif trace is not None:
-        asked = _asked(trace, row.start_index, x.high)
-    if asked is not None:
-        edges = [x(edge) for edge in asked[0].tolist()]
-        levels = [y(rate) for rate in asked[1].tolist()]
-        steps = path_of_steps(edges, levels)
+        edges_s, asked_mbps = _asked(trace, row.start_index, x.high)
+        edges, asked = list(map(x, edges_s.tolist())), list(map(y, asked_mbps.tolist()))
+    if edges:
+        steps = path_of_steps(edges, asked)
         svg.path(f"{steps}V{_BANDWIDTH:g}H{edges[0]:.1f}Z", "asked-area")
         svg.path(steps, "asked")
     if seconds:
-        middles = [
-            (x(one.second + 0.5), y(one.delivered_bits / BITS_PER_MEGABIT)) for one in seconds
-        ]
-        svg.polyline(middles, "delivered")
+        rates = [y(one.delivered_mbps) for one in seconds]
+        svg.path(path_of_steps(edges, rates), "delivered")
         return
     for chunk in row.chunks:
-        level = y(chunk.throughput_kbps / 1000)
+        level = y(chunk.throughput_kbps / KBPS_PER_MBPS)
         right = x(chunk.requested_s + chunk.download_s)
         svg.line(x(chunk.requested_s), level, max(right, x(chunk.requested_s) + 1), level, "got")
 
@@ -190,7 +192,7 @@ def _describe(chunk: ChunkRecord) -> str:
     said = [
         f"chunk {chunk.index}: level {chunk.level}, {chunk.bitrate_kbps:g} kbit/s",
         f"{chunk.size_bytes / 1e6:.2f} MB in {fixed(chunk.download_s, 2)} s, "
-        f"{significant(chunk.throughput_kbps / 1000)} Mbit/s",
+        f"{significant(chunk.throughput_kbps / KBPS_PER_MBPS)} Mbit/s",
         f"buffer {fixed(chunk.buffer_s, 1)} s, QoE {fixed(chunk.qoe, 2)}",
     ]
     if chunk.decision_s > 0:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+import signal
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +24,9 @@ from typing import Any
 
 from mininet.log import lg
 from mininet.net import Mininet
-from mininet.node import Host
 from mininet.nodelib import LinuxBridge
 
-from testbed.htb import disable_offloads, run_tool
+from testbed.htb import ShapingError, disable_offloads, run_tool
 from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
 from testbed.namespaces import in_network_of, socket_in
 
@@ -121,7 +121,9 @@ class SessionNetwork:
         """
         _check_programs()
         if self._switch not in SWITCHES:
-            raise ValueError(f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}")
+            raise ValueError(
+                f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}"
+            )
         _check_congestion(self._congestion)
         self.backend = check_supported(self._link, controller_delay_ms=self._controller_delay_ms)
         try:
@@ -157,7 +159,7 @@ class SessionNetwork:
         return self._replayer
 
     def _build(self) -> None:
-        _silence_mininet()
+        silence_mininet()
         net = _PrivateMininet(controller=None, autoStaticArp=True)
         self._cleanup.callback(_stop, net)
         server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
@@ -278,7 +280,7 @@ def _congestion_of(end: socket.socket) -> str:
     return name.split(b"\0")[0].decode()
 
 
-def _silence_mininet() -> None:
+def silence_mininet() -> None:
     """Has Mininet's logger, which prints on stderr, report to ``logging`` instead."""
     lg.handlers[:] = [_Forward()]
 
@@ -291,9 +293,13 @@ class _Forward(logging.Handler):
 
 
 def _stop(net: Any) -> None:
+    """Stops Mininet's hosts and switches; works even where a host's shell has died."""
     for node in (*net.hosts, *net.switches):
-        if node.shell is not None and node.shell.poll() is not None:
-            log.warning("the shell of %s has died", node.name)
-    net.stop()
-
-
+        if node.shell is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.cleanup()
+    for _, interface in socket.if_nameindex():
+        if interface.startswith(tuple(switch.name for switch in net.switches)):
+            with contextlib.suppress(ShapingError):  # a veth pair goes with either of its ends
+                run_tool("ip", "link", "del", "dev", interface)

@@ -112,7 +112,7 @@ def test_parse_is_tolerant_and_says_what_was_wrong() -> None:
         "com.x-y": "a,b",
         "zz": "1",
         "bs": False,
-        "bl": None,
+        "bl": "",
         "ot": "a",
         "mtp": 100,
     }

@@ -41,9 +41,7 @@ def whole(segment: Segment) -> bytes:
     return b"".join(segment.pieces())
 
 
-def test_default_ladder_is_built_in_and_small(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_ladder_is_built_in_and_small(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no ffmpeg
     pack = load_pack(PENSIEVE_LEVELS_KBPS, PENSIEVE_CHUNK_S)
     assert pack.levels_kbps == PENSIEVE_LEVELS_KBPS

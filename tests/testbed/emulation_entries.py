@@ -1,0 +1,375 @@
+"""What the emulation tests run inside a sandbox, and what they need for it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from player.trace import Trace
+from testbed.htb import HtbClass, ShapingError, qdisc_problem, run_tool
+from testbed.link import LinkSpec
+from testbed.namespaces import Child, bring_up, fork_into, in_network_of, socket_in, unshare_network
+from testbed.sandbox import Send, probe_sandbox, run_in_sandbox, tool_path
+
+HERE = str(Path(__file__).parent)
+PORT = 8000
+LOAD_BLOCK = b"x" * 65536
+
+
+@functools.cache
+def missing_capability(*, network: bool) -> str | None:
+    """What this machine lacks for a sandbox, or for a whole session network."""
+    probe = probe_sandbox()
+    if probe.mode is None:
+        return f"no sandbox: {probe.reason}"
+    if not network:
+        return None
+    for program in ("mnexec", "brctl", "ifconfig", "ip", "tc"):
+        if shutil.which(program, path=tool_path()) is None:
+            return f"no {program}"
+    problems = collect("probe_htb", {})
+    return problems[0]["problem"]
+
+
+def require(*, network: bool = False) -> None:
+    """Skips the test, naming what is missing."""
+    if problem := missing_capability(network=network):
+        pytest.skip(problem)
+
+
+def collect(entry: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs an entry of this module in a sandbox; its messages."""
+    messages: list[dict[str, Any]] = []
+    run_in_sandbox(f"emulation_entries:{entry}", job, on_message=messages.append)
+    return messages
+
+
+@functools.cache
+def has_netem() -> bool:
+    """Whether this kernel can delay packets."""
+    return collect("probe_netem", {})[0]["problem"] is None
+
+
+def probe_netem(job: dict[str, Any], send: Send) -> None:
+    send({"problem": qdisc_problem("netem", "delay", "1ms")})
+
+
+def probe_htb(job: dict[str, Any], send: Send) -> None:
+    send({"problem": qdisc_problem("htb")})
+
+
+# ---- sandbox ------------------------------------------------------------------------------------
+
+
+def describe(job: dict[str, Any], send: Send) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        temp = file.name
+    send(
+        {
+            "job": job,
+            "interfaces": sorted(name for _, name in socket.if_nameindex()),
+            "temp": temp,
+            "processes": [name for name in os.listdir("/proc") if name.isdigit()],
+            "user": os.geteuid(),
+        }
+    )
+
+
+def send_long(job: dict[str, Any], send: Send) -> None:
+    send({"text": "x" * job["length"]})
+    for number in range(3):
+        send({"number": number})
+
+
+def send_together(job: dict[str, Any], send: Send) -> None:
+    def many(child: int) -> None:
+        for number in range(job["messages"]):
+            send({"child": child, "number": number, "padding": "x" * 20_000})
+
+    children = [fork_into(None, many, child) for child in range(job["children"])]
+    for child in children:
+        child.wait()
+
+
+def fail(job: dict[str, Any], send: Send) -> None:
+    send({"before": True})
+    raise LookupError(f"nothing called {job['name']}")
+
+
+def die(job: dict[str, Any], send: Send) -> None:
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(job["status"])
+
+
+def leave_orphans(job: dict[str, Any], send: Send) -> None:
+    for _ in range(3):
+        subprocess.run(["sh", "-c", "sleep 0.1 & setsid sleep 1000 &"], check=True)
+    time.sleep(0.3)
+    states = [_state(name) for name in os.listdir("/proc") if name.isdigit()]
+    send({"zombies": states.count("Z")})
+
+
+def _state(pid: str) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def wait_long(job: dict[str, Any], send: Send) -> None:
+    send({"waiting": True})
+    time.sleep(1000)
+
+
+# ---- namespaces ---------------------------------------------------------------------------------
+
+
+def visit_and_raise(job: dict[str, Any], send: Send) -> None:
+    try:
+        in_network_of(os.getpid(), {}.__getitem__, "nothing")
+    except KeyError as error:
+        send({"raised": type(error).__name__})
+
+
+def two_networks(job: dict[str, Any], send: Send) -> None:
+    """This process has one network, a child another."""
+    run_tool("ip", "link", "add", "name", "mine0", "type", "bridge")
+    with _neighbour() as other, socket_in(other.pid, "127.0.0.1", PORT) as listener:
+        with fork_into(other.pid, _say, "127.0.0.1", "hello"), listener.accept()[0] as connection:
+            heard = connection.recv(100).decode()
+        with socket.create_server(("127.0.0.1", PORT)):
+            own_port_is_free = True
+        send(
+            {
+                "other_interfaces": in_network_of(other.pid, _interfaces),
+                "own_interfaces": sorted(_interfaces()),
+                "sysfs": os.listdir("/sys/class/net"),
+                "heard": heard,
+                "own_port_is_free": own_port_is_free,
+            }
+        )
+
+
+def foreign_address(job: dict[str, Any], send: Send) -> None:
+    run_tool("ip", "link", "add", "name", "mine0", "type", "bridge")
+    run_tool("ip", "address", "add", "10.9.9.9/24", "dev", "mine0")
+    with _neighbour() as other:
+        try:
+            socket_in(other.pid, "10.9.9.9", PORT)
+        except OSError as error:
+            send({"error": type(error).__name__})
+
+
+@contextlib.contextmanager
+def _neighbour() -> Iterator[Child]:
+    """A process in a network of its own."""
+    read, write = os.pipe()
+
+    def live() -> None:
+        unshare_network()
+        os.write(write, b"x")
+        time.sleep(1000)
+
+    with fork_into(None, live) as child:
+        os.read(read, 1)
+        yield child
+
+
+def _interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+# ---- network ------------------------------------------------------------------------------------
+
+
+def build(job: dict[str, Any]) -> Any:
+    from testbed.topology import SessionNetwork
+
+    trace = Trace("test", np.array(job["times_s"]), np.array(job["rates_mbps"]))
+    link = LinkSpec(trace, **job.get("link", {}))
+    return SessionNetwork(link, **job.get("network", {}))
+
+
+def source(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    while True:
+        connection.sendall(LOAD_BLOCK)
+
+
+def sink(address: str) -> None:
+    with socket.create_connection((address, PORT)) as connection:
+        while connection.recv(1 << 20):
+            pass
+
+
+def replay(job: dict[str, Any], send: Send) -> None:
+    """A bulk download over a replayed trace."""
+    with build(job) as network:
+        listener = socket_in(network.server.pid, network.server.address, PORT)
+        with (
+            fork_into(network.server.pid, source, listener),
+            fork_into(network.client.pid, sink, network.server.address),
+        ):
+            network.start_replay()
+            time.sleep(job["seconds"])
+            measurement = network.stop_replay()
+    send(
+        {"record": asdict(measurement.record), "seconds": [asdict(s) for s in measurement.seconds]}
+    )
+
+
+def session(job: dict[str, Any], send: Send) -> None:
+    unshare_network()
+    replay(job, send)
+
+
+def side_by_side(job: dict[str, Any], send: Send) -> None:
+    children = [fork_into(None, session, job, send) for _ in range(job["networks"])]
+    for child in children:
+        if child.wait():
+            raise RuntimeError("a session failed")
+
+
+def inspect(job: dict[str, Any], send: Send) -> None:
+    """What a network looks like while it is up, and what is left of it afterwards."""
+    unshare_network()
+    before = _processes()
+    with build(job) as network:
+        reached = {}
+        for name in ("server", "controller"):
+            host = getattr(network, name)
+            with (
+                socket_in(host.pid, host.address, PORT) as listener,
+                fork_into(network.client.pid, _say, host.address, name),
+                listener.accept()[0] as connection,
+            ):
+                reached[name] = connection.recv(100).decode()
+        send(
+            {
+                "reached": reached,
+                "backend": network.backend,
+                "addresses": [
+                    network.server.address,
+                    network.client.address,
+                    network.controller.address,
+                ],
+            }
+        )
+        began = time.monotonic()
+    send(
+        {
+            "stopped_s": time.monotonic() - began,
+            "processes": len(_processes() - before),
+            "interfaces": sorted(name for _, name in socket.if_nameindex()),
+        }
+    )
+
+
+def _processes() -> set[str]:
+    return {name for name in os.listdir("/proc") if name.isdigit()}
+
+
+def _say(address: str, text: str) -> None:
+    with socket.create_connection((address, PORT)) as connection:
+        connection.sendall(text.encode())
+
+
+def lose_class(job: dict[str, Any], send: Send) -> None:
+    """Somebody takes the shaping away during a session."""
+    with build(job) as network:
+        network.start_replay()
+        run_tool("tc", "qdisc", "del", "dev", "s1-eth2", "root")
+        time.sleep(0.2)
+        network.stop_replay()
+
+
+def support(job: dict[str, Any], send: Send) -> None:
+    """Tries to build networks; for each why this machine cannot, and what interfaces that left."""
+    for one in job["jobs"]:
+        try:
+            with build(one):
+                send({"error": None})
+        except (ValueError, RuntimeError) as error:
+            names = [name for _, name in socket.if_nameindex()]
+            send({"type": type(error).__name__, "error": str(error), "interfaces": names})
+
+
+def round_trips(job: dict[str, Any], send: Send) -> None:
+    """Round-trip times over the media path and over the control path, seconds."""
+    with build(job) as network:
+        times_s = {}
+        for name in ("server", "controller"):
+            host = getattr(network, name)
+            with socket_in(host.pid, host.address, PORT) as listener:
+                began = time.monotonic()
+                in_network_of(
+                    network.client.pid, socket.create_connection, listener.getsockname(), 10
+                ).close()
+                times_s[name] = time.monotonic() - began
+        send(times_s)
+
+
+def change_rates(job: dict[str, Any], send: Send) -> None:
+    """Sets rates on a shaped interface, counts two raw packets, then takes the class away."""
+    run_tool("ip", "link", "add", "name", "a0", "type", "veth", "peer", "name", "b0")
+    bring_up("a0")
+    bring_up("b0")
+    read_back, counted = [], []
+    with HtbClass("a0", queue_packets=10, bytes_per_s=1000) as shaped:
+        for rate in job["rates"]:
+            shaped.change(rate, is_busy=rate % 3 == 0)
+            shaped.verify()
+            read_back.append(shaped.read().bytes_per_s)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind(("a0", 0))
+            for size in (100, 1500):
+                before = shaped.read().sent_bytes
+                wire.send(b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + bytes(size))
+                counted.append(shaped.read().sent_bytes - before)
+        run_tool("tc", "qdisc", "del", "dev", "a0", "root")
+        try:
+            shaped.change(1000, is_busy=False)
+        except ShapingError as error:
+            send({"read_back": read_back, "counted_bytes": counted, "error": str(error)})
+
+
+def build_twice(job: dict[str, Any], send: Send) -> None:
+    for number in range(2):
+        with build(job):
+            send({"built": number})
+
+
+def fail_half_way(job: dict[str, Any], send: Send) -> None:
+    from testbed import topology
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("in the middle")
+
+    topology.Replayer = refuse
+    try:
+        with build(job):
+            pass
+    except RuntimeError as error:
+        names = [name for _, name in socket.if_nameindex()]
+        send({"error": str(error), "interfaces": names})
+
+
+def kill_shell(job: dict[str, Any], send: Send) -> None:
+    """A host's shell is killed from outside while the network is up."""
+    with build(job) as network:
+        for host in (network.server, network.client):
+            os.kill(host.pid, signal.SIGKILL)
+    time.sleep(0.5)  # for the kernel to take their namespaces down
+    send({"interfaces": [name for _, name in socket.if_nameindex()]})

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import emulation_entries as entries
+import numpy as np
+import pytest
+
+from player.records import LinkRecord
+from player.trace import Trace
+from testbed.link import LinkSecond, LinkSpec, measure, netem_options
+from testbed.sandbox import SandboxError
+
+LOOSE_NMAE = 0.02
+JOB = {"times_s": [0, 0.7, 1.5, 2.6, 4], "rates_mbps": [1, 0.5, 4, 1, 2]}
+
+
+def second(number: int, asked: float, delivered: float, *, saturated: bool = True) -> LinkSecond:
+    return LinkSecond(number, float(number), number + 1.0, asked, delivered, saturated, 10, 0)
+
+
+def test_the_error_is_relative_to_what_was_asked_of_saturated_bins() -> None:
+    bins = [
+        second(0, 100, 0),  # the first two are warm-up
+        second(1, 100, 0),
+        second(2, 100, 90),
+        second(3, 300, 310),
+        second(4, 100, 20, saturated=False),  # nothing to send: no error
+        second(5, 100, 104, saturated=False),  # too much is one all the same
+    ]
+    record = measure(bins, backend="kernel")
+    assert record.backend == "kernel"
+    assert record.wire_nmae_1s == pytest.approx(24 / 400)
+    assert record.total_error == pytest.approx(0.0)
+    assert record.saturated_s == 2.0
+
+
+def test_a_short_session_is_measured_from_its_start() -> None:
+    record = measure([second(0, 100, 90), second(1, 100, 100)], backend="kernel")
+    assert record.wire_nmae_1s == pytest.approx(0.05)
+    assert record.total_error == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize(
+    "bins",
+    [
+        [],
+        [second(n, 100, 10, saturated=False) for n in range(5)],
+        [second(n, 0, 0) for n in range(5)],
+    ],
+)
+def test_without_a_saturated_bin_there_is_no_error(bins: list[LinkSecond]) -> None:
+    assert measure(bins, backend="kernel") == LinkRecord(backend="kernel")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_s": -1.0}, "start_s -1.0"),
+        ({"start_s": float("inf")}, "start_s inf"),
+        ({"delay_ms": -0.5}, "delay_ms -0.5"),
+        ({"loss": 1.0}, "loss 1.0"),
+        ({"loss": -0.1}, "loss -0.1"),
+        ({"queue_packets": 0}, "queue_packets 0"),
+    ],
+)
+def test_an_impossible_link_is_refused(changes: dict[str, Any], message: str) -> None:
+    trace = Trace("test", np.array([0.0, 1.0]), np.array([1.0, 1.0]))
+    link = LinkSpec(trace)
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(link, **changes)
+
+
+def test_netem_is_told_delay_and_loss_only_when_asked() -> None:
+    assert netem_options(0.0) == ()
+    assert netem_options(20.0)[2:] == ("delay", "20.000ms")
+    assert netem_options(0.5, 0.01)[2:] == ("delay", "0.500ms", "loss", "1.000000%")
+
+
+@pytest.mark.emulation
+def test_a_download_gets_what_the_trace_gives() -> None:
+    entries.require(network=True)
+    (seen,) = entries.collect("replay", {**JOB, "seconds": 6, "link": {"start_s": 1.0}})
+    record, seconds = seen["record"], seen["seconds"]
+    assert record["wire_nmae_1s"] <= LOOSE_NMAE
+    assert abs(record["total_error"]) <= LOOSE_NMAE
+    assert record["saturated_s"] >= 2
+    assert [bin_["second"] for bin_ in seconds] == list(range(len(seconds)))
+    trace = Trace("test", np.array(JOB["times_s"]), np.array(JOB["rates_mbps"]))
+    for before, after in itertools.pairwise(seconds):
+        assert before["end_s"] == after["begin_s"]
+    asked_bits = trace.bits_until(1.0 + seconds[-1]["end_s"]) - trace.bits_until(1.0)
+    assert sum(bin_["asked_bits"] for bin_ in seconds) == pytest.approx(float(asked_bits))
+
+
+@pytest.mark.emulation
+def test_an_outage_stops_the_link_and_only_for_its_time() -> None:
+    entries.require(network=True)
+    job = {"times_s": [0, 3, 5, 7], "rates_mbps": [1, 2, 0, 2], "seconds": 6}
+    (seen,) = entries.collect("replay", job)
+    dead = [b for b in seen["seconds"] if b["begin_s"] > 3.05 and b["end_s"] < 5]
+    assert sum(bin_["delivered_bits"] for bin_ in dead) <= 12_000
+    assert seen["record"]["wire_nmae_1s"] <= LOOSE_NMAE
+
+
+@pytest.mark.emulation
+def test_networks_side_by_side_do_not_meet() -> None:
+    entries.require(network=True)
+    job = {**JOB, "seconds": 5, "networks": 4}
+    seen = entries.collect("side_by_side", job)
+    assert len(seen) == 4
+    for message in seen:
+        assert message["record"]["wire_nmae_1s"] <= LOOSE_NMAE
+
+
+@pytest.mark.emulation
+def test_shaping_that_is_taken_away_stops_the_session() -> None:
+    entries.require(network=True)
+    with pytest.raises(SandboxError, match="s1-eth2") as caught:
+        entries.collect("lose_class", JOB)
+    assert caught.value.kind == "ShapingError"
+
+
+@pytest.mark.emulation
+def test_an_unknown_back_end_is_refused_with_the_alternatives() -> None:
+    entries.require(network=True)
+    backends = ("userspace", "magic")
+    seen = entries.collect("support", {"jobs": [{**JOB, "link": {"backend": b}} for b in backends]})
+    for backend, answer in zip(backends, seen, strict=True):
+        assert answer["type"] == "LinkUnsupported"
+        assert backend in answer["error"]
+        assert "kernel" in answer["error"]
+        assert answer["interfaces"] == ["lo"]
+
+
+@pytest.mark.emulation
+def test_delay_or_loss_without_netem_is_refused_before_anything_is_built() -> None:
+    entries.require(network=True)
+    if entries.has_netem():
+        pytest.skip("this kernel has netem")
+    asked: list[dict[str, Any]] = [
+        {"link": {"delay_ms": 30.0}},
+        {"link": {"loss": 0.01}},
+        {"network": {"controller_delay_ms": 30.0}},
+    ]
+    seen = entries.collect("support", {"jobs": [{**JOB, **more} for more in asked]})
+    assert len(seen) == len(asked)
+    for answer in seen:
+        assert answer["type"] == "LinkUnsupported"
+        assert "netem" in answer["error"]
+        assert answer["interfaces"] == ["lo"]
+
+
+@pytest.mark.emulation
+def test_netem_delays_each_path_by_its_own() -> None:
+    entries.require(network=True)
+    if not entries.has_netem():
+        pytest.skip("this kernel has no netem (module sch_netem)")
+    job = {**JOB, "link": {"delay_ms": 30.0}, "network": {"controller_delay_ms": 10.0}}
+    (seen,) = entries.collect("round_trips", job)
+    assert 0.06 <= seen["server"] <= 0.5
+    assert 0.02 <= seen["controller"] <= 0.5
+    (replayed,) = entries.collect("replay", {**job, "seconds": 8})
+    assert replayed["record"]["wire_nmae_1s"] <= LOOSE_NMAE

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import logging
+import socket
+
+import emulation_entries as entries
+import pytest
+from mininet.log import info, warn
+
+from testbed.topology import silence_mininet
+
+JOB = {"times_s": [0, 1], "rates_mbps": [5, 5]}
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("congestion", ["cubic", "reno"])
+def test_the_client_reaches_both_hosts_and_nothing_is_left(congestion: str) -> None:
+    entries.require(network=True)
+    up, after = entries.collect("inspect", {**JOB, "network": {"congestion": congestion}})
+    assert up["reached"] == {"server": "server", "controller": "controller"}
+    assert up["backend"] == "kernel"
+    for address in up["addresses"]:
+        socket.inet_aton(address)
+    assert len(set(up["addresses"])) == 3
+    assert after["interfaces"] == ["lo"]
+    assert after["processes"] == 0
+
+
+@pytest.mark.emulation
+def test_a_network_can_be_built_again_in_the_same_place() -> None:
+    entries.require(network=True)
+    assert entries.collect("build_twice", JOB) == [{"built": 0}, {"built": 1}]
+
+
+@pytest.mark.emulation
+def test_a_network_that_fails_half_way_is_taken_down() -> None:
+    entries.require(network=True)
+    (seen,) = entries.collect("fail_half_way", JOB)
+    assert seen == {"interfaces": ["lo"], "error": "in the middle"}
+
+
+@pytest.mark.emulation
+def test_what_there_is_not_is_refused_with_the_alternatives() -> None:
+    entries.require(network=True)
+    asked = [{"congestion": "magic"}, {"switch": "magic"}]
+    seen = entries.collect("support", {"jobs": [{**JOB, "network": more} for more in asked]})
+    for answer, alternative in zip(seen, ("cubic", "linuxbridge"), strict=True):
+        assert "magic" in answer["error"]
+        assert alternative in answer["error"]
+        assert answer["interfaces"] == ["lo"]
+
+
+@pytest.mark.emulation
+def test_a_dead_shell_does_not_hang_the_end() -> None:
+    entries.require(network=True)
+    (seen,) = entries.collect("kill_shell", JOB)
+    assert seen["interfaces"] == ["lo"]
+
+
+def test_mininet_speaks_through_logging(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silence_mininet()
+    with caplog.at_level(logging.DEBUG, logger="testbed.topology"):
+        info("*** Adding hosts\n")
+        warn("careful\n")
+    assert "careful" in caplog.text
+    assert capsys.readouterr().err == ""
