@@ -5,10 +5,15 @@ All plans of the horizon are valued at once: the tree of levels grows by one num
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from player.observation import KILOBITS_PER_BYTE, AbrObservation
 from player.qoe import KBPS_PER_MBPS, QoeWeights
+
+#: Long ladders are planned less far ahead: 6 levels give 6 chunks at most, 20 levels 3.
+MAX_PLANS = 50_000
 
 
 def best_level(
@@ -19,13 +24,14 @@ def best_level(
     Args:
         observation: the state to plan from.
         throughput_kbps: predicted throughput of every chunk of the plan.
-        horizon: chunks to look ahead; less near the end of the video.
+        horizon: chunks to look ahead; less near the end of the video, and for long ladders.
         weights: of the QoE.
 
     Returns:
         The level for the next chunk. Of equally good plans any may win: sums of floats decide.
     """
-    sizes = observation.upcoming_sizes_bytes[:horizon]
+    affordable = max(int(math.log(MAX_PLANS, max(observation.levels, 2))), 1)
+    sizes = observation.upcoming_sizes_bytes[: min(horizon, affordable)]
     rates_mbps = np.asarray(observation.levels_kbps) / KBPS_PER_MBPS  # (L,)
     switch_cost = weights.switch * np.abs(rates_mbps[:, None] - rates_mbps)  # (L from, L to)
     qoe = np.zeros(1)  # one entry per plan so far; plans with the same beginning are neighbours

@@ -4,53 +4,34 @@ The kernel back-end shapes the output of one interface with HTB (``testbed.htb``
 delay and loss to netem (``tc-netem(8)``) on other interfaces, before the bottleneck for what comes
 down and behind the client for what goes up, so that neither touches the bottleneck's queue.
 
-A process of its own changes the rate on an absolute schedule and measures at the same time. Its
-unit is a bin of one second from the start on. A packet counts when its last byte is in, which alone
-would put an error of a third of a packet into every bin (0.8 % at 0.5 Mbit/s); so while packets
-queue, the border between two bins is moved to the next arrival, and what was asked is the integral
-of the trace between the two moments at which the counters were really read.
+A process of its own (``testbed.replay``) replays the trace and measures what the client received.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import logging
-import os
-import select
 import socket
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from player.records import LinkRecord
 from player.trace import Trace
-from testbed.htb import (
-    BITS_PER_BYTE,
-    HtbClass,
-    ReceiveCounter,
-    packet_rates,
-    qdisc_problem,
-    schedule,
-)
+from testbed.htb import HtbClass, ReceiveCounter, packet_rates, qdisc_problem
 from testbed.htb import ShapingError as ShapingError  # callers know it from here
-from testbed.namespaces import Child, fork_into, in_network_of, set_timer_slack_ns
+from testbed.namespaces import Child, fork_into, in_network_of
+from testbed.replay import LinkSecond as LinkSecond
+from testbed.replay import Replay, replay_process
 
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "kernel")
-BIN_S = 1.0
 WARM_UP_BINS = 2  # slow start fills the queue in these
-BACKLOG_POLL_S = 0.010
-ARRIVAL_POLL_S = 0.0005
-ARRIVAL_DEADLINE_S = 0.5  # how far the border of a bin may move
-SHORTEST_BIN_S = 0.02
 ANSWER_TIMEOUT_S = 10.0
-REAL_TIME_PRIORITY = 1
 NETEM_QUEUE_PACKETS = 100_000  # netem must hold delay × rate and never drop
 NETEM_REMEDY = (
     "use a kernel with the module sch_netem (Debian: a stock or cloud kernel; Ubuntu: "
@@ -91,31 +72,6 @@ class LinkSpec:
             raise ValueError(f"loss {self.loss} is not between 0 and 1")
         if self.queue_packets < 1:
             raise ValueError(f"queue_packets {self.queue_packets} is not at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSecond:
-    """One bin.
-
-    Attributes:
-        second: its number; 0 begins with the session.
-        begin_s: when the counters were read, seconds since the start of the replay.
-        end_s: when they were read next.
-        asked_bits: integral of the trace between the two.
-        delivered_bits: layer-3 bits that the client's interface received between the two.
-        saturated: whether the bottleneck's queue was never seen empty.
-        backlog_packets: longest queue that was seen.
-        drops: packets that found the queue full.
-    """
-
-    second: int
-    begin_s: float
-    end_s: float
-    asked_bits: float
-    delivered_bits: float
-    saturated: bool
-    backlog_packets: int
-    drops: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +167,11 @@ class Replayer:
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs, shaped, received:
             self._child: Child = fork_into(
-                None, _replay_process, _Replay(link, shaped, received), theirs, self._control
+                None,
+                replay_process,
+                Replay(link.trace, link.start_s, shaped, received),
+                theirs,
+                self._control,
             )
 
     def start(self) -> float:
@@ -257,136 +217,3 @@ class Replayer:
         """Ends the process, whatever it does."""
         self._control.close()
         self._child.kill()
-
-
-@dataclass(slots=True)
-class _Bin:
-    """A bin in the making: counters at its begin, and the queue as seen since."""
-
-    begin_s: float
-    packets: int
-    size_bytes: int
-    drops: int
-    least_backlog: int
-    most_backlog: int
-
-    def see(self, backlog_packets: int) -> None:
-        self.least_backlog = min(self.least_backlog, backlog_packets)
-        self.most_backlog = max(self.most_backlog, backlog_packets)
-
-
-class _Replay:
-    """The loop of the replaying process."""
-
-    def __init__(self, link: LinkSpec, shaped: HtbClass, received: ReceiveCounter) -> None:
-        self._link = link
-        self._shaped = shaped
-        self._received = received
-        self._began_s = 0.0
-        self._seconds: list[LinkSecond] = []
-        self._bin = _Bin(0.0, 0, 0, 0, 0, 0)
-
-    def run(self, control: socket.socket) -> list[LinkSecond]:
-        """Replays from now on until anything can be read from ``control``."""
-        changes = schedule(self._link.trace, self._link.start_s)
-        change_at_s, rate = next(changes)
-        self._open_bin()
-        poll_at_s = self._began_s
-        border_s = self._began_s + BIN_S
-        is_busy = False
-        while True:
-            now_s = time.monotonic()
-            if change_at_s + self._began_s <= now_s:
-                while change_at_s + self._began_s <= now_s:
-                    latest = rate
-                    change_at_s, rate = next(changes)
-                self._shaped.change(latest, is_busy=is_busy)
-            if poll_at_s <= now_s:
-                backlog_packets = self._shaped.read().backlog_packets
-                self._bin.see(backlog_packets)
-                if is_busy != (backlog_packets > 0):
-                    is_busy = not is_busy
-                    self._shaped.change(self._shaped.bytes_per_s, is_busy=is_busy)
-                poll_at_s = now_s + BACKLOG_POLL_S
-            check_at_s = border_s
-            if border_s <= now_s:
-                if self._cross(border_s, now_s):
-                    border_s += BIN_S
-                    check_at_s = border_s
-                else:
-                    check_at_s = now_s + ARRIVAL_POLL_S
-            next_s = min(change_at_s + self._began_s, poll_at_s, check_at_s)
-            if select.select([control], [], [], max(next_s - time.monotonic(), 0.0))[0]:
-                self._close_bin(*self._received.read())
-                self._shaped.verify()
-                return self._seconds
-
-    def begin(self) -> float:
-        """Sets the origin of time."""
-        self._began_s = time.monotonic()
-        return self._began_s
-
-    def _open_bin(self) -> None:
-        state = self._shaped.read()
-        packets, size_bytes = self._received.read()
-        backlog = state.backlog_packets
-        self._bin = _Bin(self._began_s, packets, size_bytes, state.drops, backlog, backlog)
-        self._border_packets: int | None = None
-
-    def _cross(self, border_s: float, now_s: float) -> bool:
-        """Ends the bin at the first arrival behind its border; returns whether it did."""
-        packets, size_bytes = self._received.read()
-        if self._border_packets is None:
-            self._border_packets = packets
-            waits = self._shaped.read().backlog_packets > 0
-        else:
-            waits = packets == self._border_packets and now_s < border_s + ARRIVAL_DEADLINE_S
-        if waits:
-            return False
-        self._close_bin(packets, size_bytes)
-        self._border_packets = None
-        return True
-
-    def _close_bin(self, packets: int, size_bytes: int) -> None:
-        now_s = time.monotonic()
-        state = self._shaped.read()
-        done = self._bin
-        done.see(state.backlog_packets)
-        offset_s = self._link.start_s - self._began_s
-        asked = self._link.trace.bits_until(np.array([done.begin_s + offset_s, now_s + offset_s]))
-        if now_s - done.begin_s >= SHORTEST_BIN_S:
-            self._seconds.append(
-                LinkSecond(
-                    second=len(self._seconds),
-                    begin_s=done.begin_s - self._began_s,
-                    end_s=now_s - self._began_s,
-                    asked_bits=float(asked[1] - asked[0]),
-                    delivered_bits=float((size_bytes - done.size_bytes) * BITS_PER_BYTE),
-                    saturated=done.least_backlog > 0,
-                    backlog_packets=done.most_backlog,
-                    drops=state.drops - done.drops,
-                )
-            )
-        backlog = state.backlog_packets
-        self._bin = _Bin(now_s, packets, size_bytes, state.drops, backlog, backlog)
-
-
-def _replay_process(replay: _Replay, control: socket.socket, parents_end: socket.socket) -> None:
-    parents_end.close()  # or the end of the session could not be seen
-    gc.disable()
-    gc.freeze()
-    set_timer_slack_ns(1)
-    with contextlib.suppress(PermissionError):  # only root outside of user namespaces
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
-
-    def say(message: dict[str, Any]) -> None:
-        control.sendall(json.dumps(message).encode() + b"\n")
-
-    if not control.recv(1 << 16):
-        return
-    try:
-        say({"began_s": replay.begin()})
-        seconds = replay.run(control)
-        say({"seconds": [asdict(second) for second in seconds]})
-    except (OSError, RuntimeError) as error:
-        say({"error": f"{type(error).__name__}: {error}"})

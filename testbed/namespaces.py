@@ -32,6 +32,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 PR_SET_TIMERSLACK = 29
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
 IFF_UP = 1
@@ -95,6 +96,11 @@ def set_parent_death_signal(parent_pid: int) -> None:
     _call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def set_process_name(name: str) -> None:
+    """Sets what ``ps`` and ``/proc/PID/comm`` call this process: the first 15 bytes."""
+    _call("prctl", "prctl", PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def set_timer_slack_ns(slack_ns: int) -> None:
@@ -256,7 +262,8 @@ def fork_into(
     """Forks a process that runs one function inside the network namespace of ``pid``.
 
     There is no exec, so whatever is imported or loaded here is shared. The child is killed when
-    the thread that called this ends, and never returns into the caller's code.
+    the thread that called this ends, and never returns into the caller's code. It is listed under
+    the function's name.
 
     Args:
         pid: any process in that namespace; None stays in this one.
@@ -279,6 +286,7 @@ def fork_into(
     status = 1
     try:
         set_parent_death_signal(parent_pid)
+        set_process_name(getattr(function, "__name__", "testbed").strip("_"))
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

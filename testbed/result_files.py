@@ -22,14 +22,17 @@ import testbed
 from player.records import SessionRecord
 from player.trace import Trace
 from testbed.experiment import ConfigError, Experiment, dump_experiment
-from testbed.results import read_sessions, replace_file
+from testbed.results import (
+    ENVIRONMENT,
+    EXPERIMENT,
+    LINK,
+    SESSIONS,
+    TRACES,
+    read_sessions,
+    replace_file,
+)
 
-SESSIONS = "sessions.jsonl"
-LINK = "link.jsonl"
 REQUESTS = "requests.jsonl"
-EXPERIMENT = "experiment.toml"
-ENVIRONMENT = "environment.json"
-TRACES = "traces.json"
 #: Packages whose versions can change a result.
 PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "pyroute2", "torch", "tornado", "transformers")
 

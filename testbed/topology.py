@@ -24,15 +24,17 @@ from typing import Any
 
 from mininet.log import lg
 from mininet.net import Mininet
+from mininet.node import OVSBridge
 from mininet.nodelib import LinuxBridge
 
-from testbed.htb import ShapingError, disable_offloads, run_tool
+from testbed.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
 from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
 from testbed.namespaces import in_network_of, socket_in
+from testbed.openvswitch import private_openvswitch
 
 log = logging.getLogger(__name__)
 
-SWITCHES = ("linuxbridge",)
+SWITCHES = ("linuxbridge", "ovs")
 SERVER_ADDRESS = "10.0.0.1"
 CLIENT_ADDRESS = "10.0.0.2"
 CONTROLLER_ADDRESS = "10.0.1.1"
@@ -101,13 +103,14 @@ class SessionNetwork:
         Args:
             link: the bottleneck.
             controller_delay_ms: one-way delay between client and controller.
-            switch: ``linuxbridge``.
+            switch: ``linuxbridge`` or ``ovs``.
             congestion: TCP congestion control on all hosts.
         """
         self._link = link
         self._controller_delay_ms = controller_delay_ms
         self._switch = switch
         self._congestion = congestion
+        self._needs_checksums = False  # a switch in user space drops packets without
         self._cleanup = contextlib.ExitStack()
         self._replayer: Replayer | None = None
 
@@ -165,7 +168,7 @@ class SessionNetwork:
         server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
         client = net.addHost("client", ip=f"{CLIENT_ADDRESS}/{PREFIX}")
         controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
-        media, control = (net.addSwitch(name, cls=LinuxBridge) for name in ("s1", "s2"))
+        media, control = self._add_switches(net)
         net.addLink(server, media)
         net.addLink(media, client)
         net.addLink(controller, control)
@@ -186,6 +189,14 @@ class SessionNetwork:
         )
         self._cleanup.callback(self._replayer.close)
         self._verify()
+
+    def _add_switches(self, net: Any) -> tuple[Any, Any]:
+        kind: dict[str, Any] = {"cls": LinuxBridge}
+        if self._switch == "ovs":
+            datapath = self._cleanup.enter_context(private_openvswitch())
+            self._needs_checksums = datapath == "user"
+            kind = {"cls": OVSBridge, "datapath": datapath}
+        return net.addSwitch("s1", **kind), net.addSwitch("s2", **kind)
 
     def _configure_hosts(self) -> None:
         link, control_delay_ms = self._link, self._controller_delay_ms
@@ -208,6 +219,8 @@ class SessionNetwork:
             in_network_of(
                 host.pid, _configure_interface, interface, address, self._congestion, netem
             )
+            if self._needs_checksums:
+                in_network_of(host.pid, disable_checksum_offload, interface)
 
     def _verify(self) -> None:
         """Connects from the client to both hosts and looks at the congestion control in use.

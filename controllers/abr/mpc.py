@@ -17,7 +17,7 @@ class Mpc:
     """Best of all plans at the harmonic mean of past throughput.
 
     Attributes:
-        horizon: chunks to look ahead, 1 to 8; the cost grows as levels ** horizon.
+        horizon: chunks to look ahead, 1 to 8; never more than ``planning.MAX_PLANS`` plans.
         qoe: weights of the QoE that is planned for.
     """
 

@@ -22,7 +22,7 @@ class RobustMpc:
     """Best of all plans at a pessimistic throughput.
 
     Attributes:
-        horizon: chunks to look ahead, 1 to 8; the cost grows as levels ** horizon.
+        horizon: chunks to look ahead, 1 to 8; never more than ``planning.MAX_PLANS`` plans.
         qoe: weights of the QoE that is planned for.
     """
 

@@ -1,4 +1,4 @@
-"""Rule-based controllers: hand-made observations with known decisions, and the plan by brute force."""
+"""Rule-based controllers: observations with known decisions, and plans by brute force."""
 
 from __future__ import annotations
 

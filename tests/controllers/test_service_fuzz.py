@@ -132,7 +132,7 @@ def requests(count: int) -> settings:
     )
 
 
-@requests(700)
+@requests(500)
 @given(observation=observations(), data=st.data())
 def test_possible_observations_are_answered(
     target: Target, observation: dict[str, Any], data: st.DataObject
@@ -159,7 +159,7 @@ ODD = st.one_of(
 )
 
 
-@requests(700)
+@requests(500)
 @given(observation=observations(), data=st.data())
 def test_nearly_possible_observations_never_fail(
     target: Target, observation: dict[str, Any], data: st.DataObject
@@ -191,7 +191,7 @@ def test_nearly_possible_observations_never_fail(
     assert status == 200 or document["error"]["message"]
 
 
-@requests(1200)
+@requests(1400)
 @given(
     body=st.binary(max_size=300) | st.text(alphabet='{}[]",:0123eE+-.nulltrueNaI ').map(str.encode),
     arm=st.sampled_from(["bba", "fixed", "", "none", "..", "%2e%2e", "%00", "a%20b", "%ff"]),

@@ -22,8 +22,12 @@ MARK = "SANDBOX_TEST_MARK"
 GONE_WITHIN_S = 10.0
 MININET_NAMES = ("s1", "s2", "server", "client", "controller", "doctor")
 VICTIM = """
+import signal
+
 import emulation_entries
+
 from testbed.sandbox import run_in_sandbox
+signal.signal(signal.SIGINT, signal.default_int_handler)  # even where it came in ignored
 job = {"times_s": [0, 1, 2], "rates_mbps": [1, 1, 2], "seconds": 1000}
 print("started", flush=True)
 run_in_sandbox("emulation_entries:session", job, on_message=print)
