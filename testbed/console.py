@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from player.records import SessionRecord
@@ -42,30 +43,31 @@ def number(value: float | None, pattern: str = "{:.3f}") -> str:
 
 def show_arms(summary: Mapping[str, Any]) -> None:
     """Prints the table of arms and the paired differences of a summary."""
-    table = Table(title=f"{summary['task']}, {summary['driver']}", title_justify="left")
-    table.add_column("arm")
-    for heading in (
-        "QoE/chunk [95 % CI]",
-        "kbit/s",
-        "stalled",
-        "switch kbit/s",
-        "decision p50/p99",
-        "fallbacks",
-        "sessions",
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column, heading in enumerate(
+        (
+            "arm",
+            "QoE\n/chunk",
+            "95 %\ninterval",
+            "kbit/s",
+            "stalled",
+            "decision ms\np50 / p99",
+            "fall-\nbacks",
+            "failed",
+        )
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     for arm in sorted(summary["arms"], key=_by_qoe):
         qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
-        failed = f" ({arm['failed']} failed)" if arm["failed"] else ""
         table.add_row(
             arm["arm"],
-            f"{number(qoe['mean'])} {_interval(qoe['ci95'])}",
+            number(qoe["mean"]),
+            _interval(qoe["ci95"]),
             number(arm["bitrate_kbps"], "{:.0f}"),
             number(arm["rebuffer_ratio"], "{:.2%}"),
-            number(arm["switch_kbps"], "{:.0f}"),
-            f"{number(decision['p50'], '{:.1f}')} / {number(decision['p99'], '{:.1f}')} ms",
+            f"{number(decision['p50'], '{:.1f}')} / {number(decision['p99'], '{:.1f}')}",
             str(arm["fallbacks"]),
-            f"{arm['sessions']}{failed}",
+            f"{arm['failed']} of {arm['sessions']}",
         )
     printed.print(table)
     for pair in summary["pairs"]:
@@ -89,24 +91,25 @@ class RichProgress:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task: TaskID | None = None
-        self._failed = 0
-        self._chunks: dict[int, int] = {}
-        self._ended = 0.0
+        self._task = bars.add_task("sessions", total=None, ended=0, sessions=0, note="")
+        self._ended = self._failed = 0
+        self._shares: dict[tuple[str, str], float] = {}  # of the sessions that play
 
     def planned(self, sessions: int, finished: int) -> None:
-        """Shows the bar."""
+        """Sets the length of the bar."""
         self._ended = finished
-        self._task = self._bars.add_task("sessions", total=sessions, completed=finished, note="")
+        self._bars.update(self._task, total=sessions, sessions=sessions)
+        self._show()
 
-    def chunk_finished(self, session: Session, index: int) -> None:
+    def session_advanced(self, session: Session, share: float) -> None:
         """Moves the bar by the part of a session that is done."""
-        self._chunks[session.number] = index + 1
-        self._update(f"{len(self._chunks)} playing")
+        self._shares[session.arm.label, session.trace.name] = share
+        self._show()
 
     def session_finished(self, record: SessionRecord) -> None:
         """Counts the session."""
         self._ended += 1
+        self._shares.pop((record.arm, record.trace), None)
         if record.status == "failed":
             self._failed += 1
             self._bars.console.print(
@@ -115,14 +118,15 @@ class RichProgress:
                 markup=False,
                 highlight=False,
             )
-        self._update("")
+        self._show()
 
-    def _update(self, note: str) -> None:
-        if self._task is not None:
-            failed = f"{self._failed} failed" if self._failed else ""
-            self._bars.update(
-                self._task, completed=self._ended, note=", ".join(filter(None, (note, failed)))
-            )
+    def _show(self) -> None:
+        self._bars.update(
+            self._task,
+            completed=self._ended + sum(self._shares.values()),
+            ended=self._ended,
+            note=f"{self._failed} failed" if self._failed else "",
+        )
 
 
 @contextlib.contextmanager
@@ -131,7 +135,7 @@ def show_progress(*, quiet: bool) -> Iterator[RichProgress]:
     columns: Sequence[Any] = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total}"),
+        TextColumn("{task.fields[ended]} of {task.fields[sessions]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )

@@ -55,6 +55,8 @@ QDISCS: dict[str, tuple[tuple[str, ...], bool, str]] = {  # options, required, w
     "fq": ((), False, "pacing of bbr; TCP paces by itself without"),
     "fq_codel": ((), False, "not used by default"),
 }
+LINK_BACKENDS = (("network", "kernel"),)  # check that must pass, what can be asked for then
+SWITCHES = (("network", "linuxbridge"), ("ovs", "ovs"))
 TORCH_PROBE = """
 import json, torch
 devices = ["cpu"]
@@ -130,8 +132,8 @@ def diagnose() -> Diagnosis:
     usable = {name for name, check in checks.items() if check.ok}
     return Diagnosis(
         checks,
-        link_backends=("kernel",) if "network" in usable else (),
-        switches=("linuxbridge",) if "network" in usable else (),
+        link_backends=tuple(value for name, value in LINK_BACKENDS if name in usable),
+        switches=tuple(value for name, value in SWITCHES if name in usable),
         sandbox=probe.mode,
     )
 
@@ -265,8 +267,8 @@ def probe_inside(job: dict[str, Any], send: Send) -> None:
         report(kind, _qdisc(kind, options, purpose, required=required))
     report("tun", _tun())
     report("congestion", _congestion())
-    report("ovs", _ovs())
     report("network", _network())
+    report("ovs", _ovs())
 
 
 def _namespaces() -> Check:
@@ -325,21 +327,28 @@ def _congestion() -> Check:
 
 
 def _ovs() -> Check:
-    if shutil.which("ovs-vswitchd") is None or shutil.which("ovsdb-server") is None:
-        return Check(False, "missing; apt-get install openvswitch-switch (only if you want it)")
-    return Check(False, "installed, not supported yet; use linuxbridge")
+    problem = _build_network(switch="ovs")
+    if problem is None:
+        return Check(True, "a session network with Open vSwitch works")
+    return Check(False, f"{problem}; only needed if you ask for the switch ovs")
 
 
 def _network() -> Check:
-    """Builds a whole session network and replays a trace for a moment."""
+    problem = _build_network()
+    if problem is None:
+        return Check(True, "Mininet hosts, bridge and shaped link work together", required=True)
+    return Check(False, f"{problem}; see the checks above", required=True)
+
+
+def _build_network(**options: Any) -> str | None:
+    """Builds a whole session network and replays a trace for a moment; what went wrong."""
     trace = Trace("doctor", np.array([0.0, 1.0]), np.array([1.0, 1.0]))
     try:
         from testbed.topology import SessionNetwork  # Mininet may be what is missing
 
-        with SessionNetwork(LinkSpec(trace)) as network:
+        with SessionNetwork(LinkSpec(trace), **options) as network:
             network.start_replay()
             network.stop_replay()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        detail = f"{type(error).__name__}: {error}; see the checks above"
-        return Check(False, detail, required=True)
-    return Check(True, "Mininet hosts, bridge and shaped link work together", required=True)
+        return f"{type(error).__name__}: {error}"
+    return None

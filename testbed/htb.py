@@ -162,6 +162,11 @@ def packet_rates(trace: Trace, position_s: FloatArray) -> FloatArray:
     return np.clip(PACKET_BYTES / took_s, MIN_BYTES_PER_S, MAX_BYTES_PER_S)
 
 
+def clip_rate(bytes_per_s: float) -> int:
+    """The nearest rate that HTB can have."""
+    return min(max(round(bytes_per_s), MIN_BYTES_PER_S), MAX_BYTES_PER_S)
+
+
 def steps_between(trace: Trace, from_s: float, to_s: float) -> FloatArray:
     """Positions in ``[from_s, to_s)`` at which the trace's rate may change, passes included."""
     passes = np.arange(int(from_s // trace.duration_s), int(to_s // trace.duration_s) + 1)

@@ -17,11 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from player.records import LinkRecord
-from player.trace import Trace
-from testbed.htb import HtbClass, ReceiveCounter, packet_rates, qdisc_problem
+from player.trace import BITS_PER_MEGABIT, Trace
+from testbed.htb import BITS_PER_BYTE, HtbClass, ReceiveCounter, clip_rate, qdisc_problem
 from testbed.htb import ShapingError as ShapingError  # callers know it from here
 from testbed.namespaces import Child, fork_into, in_network_of
 from testbed.replay import LinkSecond as LinkSecond
@@ -148,7 +146,9 @@ class Replayer:
     """Handle on the process that replays and measures."""
 
     def __init__(self, link: LinkSpec, *, interface: str, client_pid: int, client_interface: str):
-        """Starts the process in this network namespace; the link has its first rate already.
+        """Starts the process in this network namespace.
+
+        Until the replay starts, the link has the mean rate of its trace.
 
         Args:
             link: what to replay.
@@ -161,8 +161,8 @@ class Replayer:
         """
         self._link = link
         received = in_network_of(client_pid, ReceiveCounter, client_interface)
-        rate = int(packet_rates(link.trace, np.array([link.start_s]))[0])
-        shaped = HtbClass(interface, queue_packets=link.queue_packets, bytes_per_s=rate)
+        rate = link.trace.mean_mbps * BITS_PER_MEGABIT / BITS_PER_BYTE
+        shaped = HtbClass(interface, queue_packets=link.queue_packets, bytes_per_s=clip_rate(rate))
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs, shaped, received:

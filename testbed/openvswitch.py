@@ -33,8 +33,8 @@ PROBE_DATAPATH = "ovsprobe"
 QUIET = ("-vconsole:off", "-vsyslog:off")
 
 
-class OpenVSwitchError(RuntimeError):
-    """Open vSwitch is not installed or does not run here."""
+class SwitchUnsupported(ValueError):
+    """This machine cannot make such a switch; says what is missing and what to do instead."""
 
 
 @contextlib.contextmanager
@@ -45,12 +45,12 @@ def private_openvswitch() -> Iterator[Datapath]:
         The datapath that its bridges can use.
 
     Raises:
-        OpenVSwitchError: it is not installed, does not start, or has no datapath here.
+        SwitchUnsupported: it is not installed, does not start, or has no datapath here.
     """
     schema = next((path for path in SCHEMAS if path.exists()), None)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing or schema is None:
-        raise OpenVSwitchError(
+        raise SwitchUnsupported(
             f"Open vSwitch is not installed ({', '.join(missing) or 'no schema'} missing): "
             "apt-get install openvswitch-switch, or use the switch linuxbridge"
         )
@@ -73,7 +73,7 @@ def _datapath() -> Datapath:
     except ShapingError as error:
         if os.access("/dev/net/tun", os.R_OK | os.W_OK):
             return "user"
-        raise OpenVSwitchError(
+        raise SwitchUnsupported(
             f"Open vSwitch has no datapath: neither the kernel's ({error}) nor, without "
             "/dev/net/tun, its own: sudo modprobe openvswitch, or sudo chmod 0666 /dev/net/tun, "
             "or use the switch linuxbridge"
@@ -86,7 +86,7 @@ def _run(*command: str) -> None:
     try:
         run_tool(*command)
     except ShapingError as error:
-        raise OpenVSwitchError(f"Open vSwitch does not start: {error}") from error
+        raise SwitchUnsupported(f"Open vSwitch does not start: {error}") from error
 
 
 @contextlib.contextmanager
@@ -107,5 +107,5 @@ def _wait_for(path: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not path.exists():
         if time.monotonic() > deadline_s:
-            raise OpenVSwitchError(f"ovsdb-server made no {path} within {START_TIMEOUT_S} s")
+            raise SwitchUnsupported(f"ovsdb-server made no {path} within {START_TIMEOUT_S} s")
         time.sleep(0.01)

@@ -27,10 +27,9 @@ import numpy as np
 from player.trace import Trace
 from testbed.htb import (
     BITS_PER_BYTE,
-    MAX_BYTES_PER_S,
-    MIN_BYTES_PER_S,
     HtbClass,
     ReceiveCounter,
+    clip_rate,
     schedule,
 )
 from testbed.namespaces import set_timer_slack_ns
@@ -161,8 +160,8 @@ class Replay:
 
     def _push(self) -> None:
         """Gives the kernel the rate that is due now."""
-        rate = max(self._rate + self._payback, self._rate * (1 - DEEPEST_CUT), MIN_BYTES_PER_S)
-        self._shaped.change(min(round(rate), MAX_BYTES_PER_S), is_busy=self._is_busy)
+        rate = max(self._rate + self._payback, self._rate * (1 - DEEPEST_CUT))
+        self._shaped.change(clip_rate(rate), is_busy=self._is_busy)
 
     def _change_rate(self, rate: int, due_s: float) -> None:
         before, self._rate = self._rate, rate
@@ -176,6 +175,8 @@ class Replay:
 
     def _pay_back(self, owed_bits: float, now_s: float) -> None:
         owed = owed_bits / BITS_PER_BYTE
+        if owed == 0:
+            return
         self._payback = max(owed / PAYBACK_S, -DEEPEST_CUT * self._rate)
         self._payback_until_s = now_s + min(owed / self._payback, LONGEST_PAYBACK_S)
         self._push()

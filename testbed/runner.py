@@ -30,8 +30,8 @@ class Progress(Protocol):
     def planned(self, sessions: int, finished: int) -> None:
         """So many sessions in all, so many of them finished before."""
 
-    def chunk_finished(self, session: Session, index: int) -> None:
-        """An emulated session has another chunk."""
+    def session_advanced(self, session: Session, share: float) -> None:
+        """An emulated session has another chunk; ``share`` of it is done."""
 
     def session_finished(self, record: SessionRecord) -> None:
         """A session ended, well or not."""
@@ -131,4 +131,7 @@ def _play(
         files.add_session(session.record)
         progress.session_finished(session.record)
 
-    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=progress.chunk_finished)
+    def tell(session: Session, index: int) -> None:
+        progress.session_advanced(session, (index + 1) / plan.video.chunks)
+
+    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=tell)

@@ -30,7 +30,7 @@ from mininet.nodelib import LinuxBridge
 from testbed.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
 from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
 from testbed.namespaces import in_network_of, socket_in
-from testbed.openvswitch import private_openvswitch
+from testbed.openvswitch import SwitchUnsupported, private_openvswitch
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ CLIENT_ADDRESS = "10.0.0.2"
 CONTROLLER_ADDRESS = "10.0.1.1"
 CLIENT_CONTROL_ADDRESS = "10.0.1.2"
 PREFIX = 24
+BOTTLENECK = "s1-eth2"  # the port of s1 that leads to the client
 CONNECT_TIMEOUT_S = 10.0
 PROGRAMS = {
     "mnexec": "mininet",
@@ -52,6 +53,10 @@ PROGRAMS = {
 
 class TopologyError(RuntimeError):
     """The session's network could not be built as asked."""
+
+
+class CongestionUnsupported(ValueError):
+    """The kernel does not have such a congestion control; says which it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +124,14 @@ class SessionNetwork:
 
         Raises:
             LinkUnsupported: this machine cannot make the link.
+            SwitchUnsupported: this machine cannot make the switch.
+            CongestionUnsupported: the kernel does not have the congestion control.
             TopologyError: the network does not work as asked.
             ShapingError: the kernel did not take the shaping.
         """
         _check_programs()
         if self._switch not in SWITCHES:
-            raise ValueError(
+            raise SwitchUnsupported(
                 f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}"
             )
         _check_congestion(self._congestion)
@@ -163,12 +170,13 @@ class SessionNetwork:
 
     def _build(self) -> None:
         silence_mininet()
+        kind = self._switch_kind()
         net = _PrivateMininet(controller=None, autoStaticArp=True)
         self._cleanup.callback(_stop, net)
         server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
         client = net.addHost("client", ip=f"{CLIENT_ADDRESS}/{PREFIX}")
         controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
-        media, control = self._add_switches(net)
+        media, control = net.addSwitch("s1", **kind), net.addSwitch("s2", **kind)
         net.addLink(server, media)
         net.addLink(media, client)
         net.addLink(controller, control)
@@ -179,42 +187,34 @@ class SessionNetwork:
         self.client = NetworkHost(client.pid, CLIENT_ADDRESS)
         self.controller = NetworkHost(controller.pid, CONTROLLER_ADDRESS)
         self._configure_hosts()
-        for interface in ("s1-eth1", "s1-eth2"):
+        for interface in ("s1-eth1", BOTTLENECK):
             disable_offloads(interface)
+        self._verify()
         self._replayer = Replayer(
             self._link,
-            interface="s1-eth2",
+            interface=BOTTLENECK,
             client_pid=client.pid,
             client_interface="client-eth0",
         )
         self._cleanup.callback(self._replayer.close)
-        self._verify()
 
-    def _add_switches(self, net: Any) -> tuple[Any, Any]:
-        kind: dict[str, Any] = {"cls": LinuxBridge}
-        if self._switch == "ovs":
-            datapath = self._cleanup.enter_context(private_openvswitch())
-            self._needs_checksums = datapath == "user"
-            kind = {"cls": OVSBridge, "datapath": datapath}
-        return net.addSwitch("s1", **kind), net.addSwitch("s2", **kind)
+    def _switch_kind(self) -> dict[str, Any]:
+        """How Mininet makes a switch of the kind that is asked."""
+        if self._switch == "linuxbridge":
+            return {"cls": LinuxBridge}
+        datapath = self._cleanup.enter_context(private_openvswitch())
+        self._needs_checksums = datapath == "user"
+        return {"cls": OVSBridge, "datapath": datapath}
 
     def _configure_hosts(self) -> None:
-        link, control_delay_ms = self._link, self._controller_delay_ms
+        down = netem_options(self._link.delay_ms, self._link.loss)
+        up = netem_options(self._link.delay_ms)
+        control = netem_options(self._controller_delay_ms)
         for host, interface, address, netem in (
-            (
-                self.server,
-                "server-eth0",
-                SERVER_ADDRESS,
-                netem_options(link.delay_ms, link.loss),
-            ),
-            (self.client, "client-eth0", CLIENT_ADDRESS, netem_options(link.delay_ms)),
-            (
-                self.controller,
-                "controller-eth0",
-                CONTROLLER_ADDRESS,
-                netem_options(control_delay_ms),
-            ),
-            (self.client, "client-eth1", CLIENT_CONTROL_ADDRESS, netem_options(control_delay_ms)),
+            (self.server, "server-eth0", SERVER_ADDRESS, down),
+            (self.client, "client-eth0", CLIENT_ADDRESS, up),
+            (self.client, "client-eth1", CLIENT_CONTROL_ADDRESS, control),
+            (self.controller, "controller-eth0", CONTROLLER_ADDRESS, control),
         ):
             in_network_of(
                 host.pid, _configure_interface, interface, address, self._congestion, netem
@@ -257,7 +257,7 @@ def _check_programs() -> None:
 def _check_congestion(congestion: str) -> None:
     available = _sysctl("tcp_available_congestion_control").read_text().split()
     if congestion not in available:
-        raise ValueError(
+        raise CongestionUnsupported(
             f"congestion control {congestion!r} is not one of {', '.join(sorted(available))}; "
             f"more can be had with: sudo modprobe tcp_{congestion}"
         )

@@ -62,7 +62,7 @@ FILES = {
 }
 
 
-def testbed(*arguments: object, data: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: object, data: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TESTBED_DATA"}
     if data is not None:
         environment["TESTBED_DATA"] = str(data)
@@ -89,7 +89,7 @@ def sessions_of(folder: Path) -> list[dict[str, object]]:
 
 def test_a_run_leaves_the_documented_files(experiment: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = testbed("run", experiment, "--out", out, "--json")
+    done = run_cli("run", experiment, "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == FILES
     summary = json.loads(done.stdout)
@@ -113,29 +113,29 @@ def test_a_run_never_writes_over_results_but_goes_on_with_them(
     experiment: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert testbed("run", experiment, "--out", out).returncode == 0
+    assert run_cli("run", experiment, "--out", out).returncode == 0
     before = (out / "sessions.jsonl").read_text()
-    again = testbed("run", experiment, "--out", out)
+    again = run_cli("run", experiment, "--out", out)
     assert again.returncode == 2
     assert "--resume" in again.stderr
     assert (out / "sessions.jsonl").read_text() == before
     # as a kill leaves it: two sessions, and a third one torn
     lines = before.splitlines(keepends=True)
     (out / "sessions.jsonl").write_text("".join(lines[:2]) + lines[2][:100])
-    resumed = testbed("run", experiment, "--out", out, "--resume")
+    resumed = run_cli("run", experiment, "--out", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     rows = sessions_of(out)
     assert [(row["arm"], row["trace"]) for row in rows] == [
         (json.loads(line)["arm"], json.loads(line)["trace"]) for line in lines
     ]
-    other = testbed("run", experiment, "--out", out, "--resume", "--set", "seed=5")
+    other = run_cli("run", experiment, "--out", out, "--resume", "--set", "seed=5")
     assert other.returncode == 2
     assert "not the experiment" in other.stderr
 
 
 def test_runs_with_one_and_two_processes_are_equal(experiment: Path, tmp_path: Path) -> None:
     for jobs in (1, 2):
-        done = testbed("run", experiment, "--out", tmp_path / str(jobs), "--jobs", jobs)
+        done = run_cli("run", experiment, "--out", tmp_path / str(jobs), "--jobs", jobs)
         assert done.returncode == 0, done.stderr
     assert sessions_of(tmp_path / "1") == sessions_of(tmp_path / "2")
 
@@ -160,7 +160,7 @@ def test_wrong_input_exits_with_2_and_says_what_is_wrong(
     experiment: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     out = () if arguments == ("--resume",) else ("--out", tmp_path / "out")
-    done = testbed("run", experiment, *out, *arguments)
+    done = run_cli("run", experiment, *out, *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -172,7 +172,7 @@ def test_a_failed_session_keeps_the_others_and_exits_with_1(
 ) -> None:
     # The adapted model is for ladders of six levels; bba takes any.
     out = tmp_path / "out"
-    done = testbed(
+    done = run_cli(
         *("run", experiment, "--out", out, "--json", "--set", "limit=1"),
         *("--set", "video.levels_kbps=[300.0, 900.0, 2700.0]"),
         *("--set", "arms.1={name='llm', controller='netllm'}"),
@@ -186,14 +186,14 @@ def test_a_failed_session_keeps_the_others_and_exits_with_1(
 
 def test_reports_are_rebuilt_and_set_side_by_side(experiment: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    testbed("run", experiment, "--out", one)
-    testbed("run", experiment, "--out", two, "--set", 'link.model="tcp"')
+    run_cli("run", experiment, "--out", one)
+    run_cli("run", experiment, "--out", two, "--set", 'link.model="tcp"')
     (one / "summary.json").unlink()
     both = tmp_path / "both.html"
-    assert testbed("report", one, two, "--out", both).returncode == 0
+    assert run_cli("report", one, two, "--out", both).returncode == 0
     assert (one / "summary.json").exists()
     assert "<html" in both.read_text()
-    missing = testbed("report", tmp_path / "three")
+    missing = run_cli("report", tmp_path / "three")
     assert missing.returncode == 2
     assert "three" in missing.stderr
 
@@ -217,7 +217,7 @@ controller = "bba"
 """
     )
     out = tmp_path / "out"
-    done = testbed("run", path, "--out", out, data=data_dir)
+    done = run_cli("run", path, "--out", out, data=data_dir)
     assert done.returncode == 0, done.stderr
     expected = json.loads((reference_dir / "abr_sessions.json").read_text())["traces"]
     measured = {row["trace"]: row["qoe_per_chunk"] for row in sessions_of(out)}
@@ -228,33 +228,33 @@ controller = "bba"
 
 def test_traces_are_generated_shown_and_converted(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    done = testbed("trace", "generate", "lte", "--out", made, "--count", 2, "--seed", 7)
+    done = run_cli("trace", "generate", "lte", "--out", made, "--count", 2, "--seed", 7)
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in made.iterdir())
     assert len(names) == 2
-    assert testbed("trace", "generate", "lte", "--out", made, "--seed", 7, "--count", 2).returncode
-    shown = testbed("trace", "show", made, "--json")
+    assert run_cli("trace", "generate", "lte", "--out", made, "--seed", 7, "--count", 2).returncode
+    shown = run_cli("trace", "show", made, "--json")
     assert shown.returncode == 0, shown.stderr
     before = json.loads(shown.stdout)["traces"]
     assert [row["name"] for row in before] == names
     plot = tmp_path / "plot.png"
-    assert testbed("trace", "show", made, "--plot", plot).returncode == 2
-    assert testbed("trace", "show", made / names[0], "--plot", plot).returncode == 0
+    assert run_cli("trace", "show", made, "--plot", plot).returncode == 2
+    assert run_cli("trace", "show", made / names[0], "--plot", plot).returncode == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
     converted = tmp_path / "mahimahi.down"
-    done = testbed("trace", "convert", made / names[0], converted, "--to", "mahimahi")
+    done = run_cli("trace", "convert", made / names[0], converted, "--to", "mahimahi")
     assert done.returncode == 0, done.stderr
-    after = json.loads(testbed("trace", "show", converted, "--json").stdout)["traces"][0]
+    after = json.loads(run_cli("trace", "show", converted, "--json").stdout)["traces"][0]
     assert after["mean_mbps"] == pytest.approx(before[0]["mean_mbps"], rel=0.01)
-    unknown = testbed("trace", "generate", "6g", "--out", tmp_path / "x")
+    unknown = run_cli("trace", "generate", "6g", "--out", tmp_path / "x")
     assert unknown.returncode == 2
     assert "fcc, hsdpa, lte" in unknown.stderr
 
 
 def test_the_version_is_told() -> None:
-    assert testbed("--version").stdout.startswith("testbed ")
+    assert run_cli("--version").stdout.startswith("testbed ")
 
 
 def test_usage_errors_exit_with_2() -> None:
-    assert testbed("run").returncode == 2
-    assert testbed("runn").returncode == 2
+    assert run_cli("run").returncode == 2
+    assert run_cli("runn").returncode == 2

@@ -27,6 +27,20 @@ def test_the_client_reaches_both_hosts_and_nothing_is_left(congestion: str) -> N
 
 
 @pytest.mark.emulation
+def test_open_vswitch_carries_a_session_or_says_what_it_lacks() -> None:
+    entries.require(network=True)
+    job = {"times_s": [0, 1, 2], "rates_mbps": [1, 1, 2], "network": {"switch": "ovs"}}
+    (first,) = entries.collect("support", {"jobs": [job]})
+    if first["error"] is not None:
+        assert first["type"] == "SwitchUnsupported"
+        assert "linuxbridge" in first["error"]
+        assert first["interfaces"] == ["lo"]
+        pytest.skip(first["error"])
+    (seen,) = entries.collect("replay", {**job, "seconds": 5})
+    assert seen["record"]["wire_nmae_1s"] <= 0.02
+
+
+@pytest.mark.emulation
 def test_a_network_can_be_built_again_in_the_same_place() -> None:
     entries.require(network=True)
     assert entries.collect("build_twice", JOB) == [{"built": 0}, {"built": 1}]
