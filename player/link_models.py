@@ -25,8 +25,8 @@ class Download:
         moved_s: how far the position in the trace moves on meanwhile.
     """
 
-    download_s: FloatArray
-    moved_s: FloatArray
+    download_s: FloatArray | float
+    moved_s: FloatArray | float
 
 
 class LinkModel(Protocol):
@@ -66,7 +66,7 @@ class PensieveLink:
         idle_s: FloatArray | float = 0.0,
     ) -> Download:
         """See :class:`LinkModel`; silence does not matter here."""
-        wire_bits = np.asarray(size_bytes) * BITS_PER_BYTE / self.payload_fraction
+        wire_bits = size_bytes * BITS_PER_BYTE / self.payload_fraction
         moved_s = self.trace.transfer_s(wire_bits, position_s)
         return Download(moved_s + self.rtt_s, moved_s)
 
@@ -101,25 +101,23 @@ class TcpLink:
         idle_s: FloatArray | float = 0.0,
     ) -> Download:
         """See :class:`LinkModel`."""
-        payload = np.asarray(size_bytes, dtype=np.float64) + self.RESPONSE_HEADER_BYTES
+        payload = size_bytes + self.RESPONSE_HEADER_BYTES
         wire_bits = payload * (self.PACKET_BYTES / self.SEGMENT_BYTES) * BITS_PER_BYTE
         rtt_s = 2 * self.delay_s
-        sending_from = np.asarray(position_s, dtype=np.float64) + rtt_s
-        lost_s = np.where(
-            np.asarray(idle_s) > self.MIN_TIMEOUT_S + rtt_s,
-            self._slow_start_loss_s(wire_bits, sending_from, rtt_s),
-            0.0,
-        )
+        sending_from = position_s + rtt_s
+        lost_s: FloatArray | float = 0.0
+        if rtt_s > 0:
+            is_cold = np.asarray(idle_s) > self.MIN_TIMEOUT_S + rtt_s
+            if is_cold.any():
+                lost_s = is_cold * self._slow_start_loss_s(wire_bits, sending_from, rtt_s)
         moved_s = rtt_s + lost_s + self.trace.transfer_s(wire_bits, sending_from + lost_s)
         return Download(moved_s, moved_s)
 
     def _slow_start_loss_s(
-        self, wire_bits: FloatArray, sending_from: FloatArray, rtt_s: float
+        self, wire_bits: FloatArray | float, sending_from: FloatArray | float, rtt_s: float
     ) -> FloatArray:
         """Time the link stands idle between the rounds of slow start."""
         lost = np.zeros(np.broadcast(wire_bits, sending_from).shape)
-        if rtt_s <= 0:
-            return lost
         sent = np.zeros_like(lost)
         window = self.INITIAL_WINDOW * self.PACKET_BYTES * float(BITS_PER_BYTE)
         while True:

@@ -7,8 +7,10 @@ the trace starts over at time 0. The first point therefore gives no capacity of 
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,9 +114,40 @@ class Trace:
         )
         return np.asarray(passes * self.duration_s + within)
 
-    def transfer_s(self, bits: FloatArray | float, start_s: FloatArray | float) -> FloatArray:
+    @overload
+    def transfer_s(self, bits: float, start_s: float) -> float: ...
+
+    @overload
+    def transfer_s(
+        self, bits: FloatArray | float, start_s: FloatArray | float
+    ) -> FloatArray | float: ...
+
+    def transfer_s(
+        self, bits: FloatArray | float, start_s: FloatArray | float
+    ) -> FloatArray | float:
         """Seconds to send ``bits`` from ``start_s`` on, arrays element by element."""
+        if isinstance(bits, float) and isinstance(start_s, float):
+            return self._transfer_s(bits, start_s)
         start = np.asarray(start_s, dtype=np.float64)
         start_in_pass = start % self.duration_s  # keeps precision after many passes
         end = self.time_of_bits(self.bits_until(start_in_pass) + bits)
         return np.asarray(np.maximum(end - start_in_pass, 0.0))
+
+    @cached_property
+    def _lists(self) -> tuple[list[float], list[float], list[float]]:
+        """Edges, bits until each edge, and bits/s of each step, for arithmetic without arrays."""
+        speeds = self.steps_mbps * BITS_PER_MEGABIT
+        return self.edges_s.tolist(), self._cumulative_bits.tolist(), speeds.tolist()
+
+    def _transfer_s(self, bits: float, start_s: float) -> float:
+        """:meth:`transfer_s` for one transfer: the same sums, many times faster than arrays."""
+        edges, cumulative, speeds = self._lists
+        start_s %= edges[-1]
+        step = min(bisect.bisect_right(edges, start_s), len(speeds)) - 1
+        passes, rest = divmod(
+            cumulative[step] + (start_s - edges[step]) * speeds[step] + bits, cumulative[-1]
+        )
+        right = max(bisect.bisect_left(cumulative, rest), 1)
+        missing = rest - cumulative[right - 1]
+        within = edges[right - 1] + (missing / speeds[right - 1] if missing > 0 else 0.0)
+        return max(passes * edges[-1] + within - start_s, 0.0)

@@ -47,7 +47,8 @@ BUSY_CREDIT_S = 0.1  # how late the kernel's timer may be without loss of capaci
 MIN_BYTES_PER_S = 25  # HTB forgives debts of more than 60 s = 1,500 bytes at this rate
 MAX_BYTES_PER_S = 2**32 - 1
 SCHEDULE_GRID_S = 0.001
-RATE_RESOLUTION = 0.002  # smaller changes of the rate between two steps are left out
+TIME_RESOLUTION = 0.002  # a change of the time that a packet takes is left out below this share
+LONG_S = 1.0  # of it or of this, whichever is less
 
 # <linux/netlink.h>, <linux/rtnetlink.h>, <linux/pkt_sched.h>, <linux/gen_stats.h>
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO = 1, 4, 8
@@ -185,7 +186,9 @@ def rate_changes(trace: Trace, from_s: float, to_s: float) -> tuple[FloatArray, 
     times = np.union1d(grid, steps)
     middles = (times + np.append(times[1:], to_s)) / 2
     rates = packet_rates(trace, middles)
-    coarse = np.round(np.log(rates) / RATE_RESOLUTION)
+    took_s = PACKET_BYTES / rates
+    scale = np.where(took_s < LONG_S, np.log(np.minimum(took_s, LONG_S)), took_s / LONG_S - 1)
+    coarse = np.round(scale / TIME_RESOLUTION)
     keep = np.isin(times, steps) | np.append(True, np.diff(coarse) != 0)
     return times[keep], rates[keep]
 

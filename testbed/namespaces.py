@@ -299,9 +299,11 @@ def fork_into(
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)  # whatever happens, the child does not return into the caller's code
 
 
 def sleep_until(at_s: float) -> None:

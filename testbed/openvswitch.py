@@ -37,6 +37,22 @@ class SwitchUnsupported(ValueError):
     """This machine cannot make such a switch; says what is missing and what to do instead."""
 
 
+def check_installed() -> Path:
+    """Looks for the programs and the database schema; returns the latter.
+
+    Raises:
+        SwitchUnsupported: something is missing.
+    """
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    schema = next((path for path in SCHEMAS if path.exists()), None)
+    if missing or schema is None:
+        raise SwitchUnsupported(
+            f"Open vSwitch is not installed ({', '.join(missing) or 'its schema'} missing): "
+            "apt-get install openvswitch-switch, or use the switch linuxbridge"
+        )
+    return schema
+
+
 @contextlib.contextmanager
 def private_openvswitch() -> Iterator[Datapath]:
     """Runs Open vSwitch for this network namespace; ``ovs-vsctl`` of this process talks to it.
@@ -47,13 +63,7 @@ def private_openvswitch() -> Iterator[Datapath]:
     Raises:
         SwitchUnsupported: it is not installed, does not start, or has no datapath here.
     """
-    schema = next((path for path in SCHEMAS if path.exists()), None)
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing or schema is None:
-        raise SwitchUnsupported(
-            f"Open vSwitch is not installed ({', '.join(missing) or 'no schema'} missing): "
-            "apt-get install openvswitch-switch, or use the switch linuxbridge"
-        )
+    schema = check_installed()
     datapath = _datapath()
     with tempfile.TemporaryDirectory(prefix="ovs-") as folder, _environment(folder):
         database, remote = f"{folder}/conf.db", f"{folder}/db.sock"

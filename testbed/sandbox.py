@@ -211,8 +211,7 @@ class _Inside:
                     elif key.data is self._stderr:
                         self._note(block)
                     else:
-                        for line in _lines(block, pending):
-                            parsed = json.loads(line)
+                        for parsed in filter(None, map(_parse, _lines(block, pending))):
                             if "message" in parsed:
                                 on_message(parsed["message"])
                             else:
@@ -282,6 +281,18 @@ def _lines(block: bytes, pending: list[bytes]) -> Iterator[bytes]:
         pending.clear()
     if rest:
         pending.append(rest)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """One message; None for what a process left that was killed while it sent one."""
+    if not line:
+        return None
+    try:
+        parsed: dict[str, Any] = json.loads(line)
+    except ValueError:
+        log.warning("a message from the sandbox was cut off: %r", line[:100])
+        return None
+    return parsed
 
 
 # ---- inside -------------------------------------------------------------------------------------
@@ -366,7 +377,8 @@ class _Messages:
         self._write({"outcome": outcome})
 
     def _write(self, value: dict[str, Any]) -> None:
-        rest = memoryview(json.dumps(value).encode() + b"\n")
+        # The line break in front ends whatever a killed process has left unfinished.
+        rest = memoryview(b"\n" + json.dumps(value).encode() + b"\n")
         with self._thread_lock:
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX)
             try:

@@ -30,7 +30,7 @@ from mininet.nodelib import LinuxBridge
 from testbed.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
 from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
 from testbed.namespaces import in_network_of, socket_in
-from testbed.openvswitch import SwitchUnsupported, private_openvswitch
+from testbed.openvswitch import SwitchUnsupported, check_installed, private_openvswitch
 
 log = logging.getLogger(__name__)
 
@@ -119,23 +119,39 @@ class SessionNetwork:
         self._cleanup = contextlib.ExitStack()
         self._replayer: Replayer | None = None
 
-    def __enter__(self) -> SessionNetwork:
-        """Builds the network and checks it.
+    def check(self) -> str:
+        """Checks that this machine can make such a network; needs a sandbox, but builds nothing.
+
+        Returns:
+            What will make the bottleneck.
 
         Raises:
             LinkUnsupported: this machine cannot make the link.
             SwitchUnsupported: this machine cannot make the switch.
             CongestionUnsupported: the kernel does not have the congestion control.
-            TopologyError: the network does not work as asked.
-            ShapingError: the kernel did not take the shaping.
+            TopologyError: a program is missing.
         """
         _check_programs()
         if self._switch not in SWITCHES:
             raise SwitchUnsupported(
                 f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}"
             )
+        if self._switch == "ovs":
+            check_installed()
         _check_congestion(self._congestion)
-        self.backend = check_supported(self._link, controller_delay_ms=self._controller_delay_ms)
+        return check_supported(self._link, controller_delay_ms=self._controller_delay_ms)
+
+    def __enter__(self) -> SessionNetwork:
+        """Builds the network and tries it out.
+
+        The thread that does this must live as long as the network: its processes end with it.
+
+        Raises:
+            LinkUnsupported, SwitchUnsupported, CongestionUnsupported: see :meth:`check`.
+            TopologyError: the network does not work as asked.
+            ShapingError: the kernel did not take the shaping.
+        """
+        self.backend = self.check()
         try:
             self._build()
         except BaseException:

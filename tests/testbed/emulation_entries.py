@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import posix
 import shutil
 import signal
 import socket
@@ -104,6 +105,26 @@ def send_together(job: dict[str, Any], send: Send) -> None:
     children = [fork_into(None, many, child) for child in range(job["children"])]
     for child in children:
         child.wait()
+
+
+def send_torn(job: dict[str, Any], send: Send) -> None:
+    """A process is killed while the pipe is full and its message half way through."""
+    with fork_into(None, _send_and_hang, send) as child:
+        time.sleep(0.3)
+    assert child.wait() != 0
+    send({"after": True})
+
+
+def _send_and_hang(send: Send) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", _write_half)
+        send({"torn": "x" * 1000})
+
+
+def _write_half(descriptor: int, data: memoryview) -> int:
+    posix.write(descriptor, data[:500])
+    time.sleep(1000)
+    return 0
 
 
 def fail(job: dict[str, Any], send: Send) -> None:

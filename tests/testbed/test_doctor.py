@@ -49,10 +49,12 @@ def test_the_table_says_all_of_it() -> None:
 
 def test_a_missing_program_comes_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda program, path: None)
+    monkeypatch.setattr(doctor, "TORCH_PROBE", "import no_such_package")
     monkeypatch.setattr(doctor, "probe_sandbox", lambda: SandboxProbe(None, "forbidden; allow it"))
     diagnosis = diagnose()
     assert diagnosis.checks["mnexec"].detail == "missing; apt-get install mininet"
     assert diagnosis.checks["sandbox"] == Check(False, "forbidden; allow it", required=True)
+    assert "no_such_package" in diagnosis.checks["torch"].detail
     assert not diagnosis.ready
     assert diagnosis.as_json()["backends"] == {"link": [], "switch": [], "sandbox": None}
 

@@ -5,7 +5,7 @@ import itertools
 import emulation_entries as entries
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from player.trace import Trace
@@ -82,7 +82,8 @@ def test_blocks_of_a_schedule_begin_with_a_rate() -> None:
     assert (np.diff(times) > 0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@example(steps=[(1.125, 0.0), (1.3671875, 0.0), (1.8626522367277998, 14.0)], start_s=3.0)
+@settings(deadline=None, max_examples=1000)
 @given(
     steps=st.lists(
         st.tuples(st.floats(0.05, 3.0), st.one_of(st.just(0.0), st.floats(0.02, 20.0))),

@@ -61,6 +61,10 @@ def test_messages_of_forked_processes_do_not_mix() -> None:
         assert [m["number"] for m in messages if m["child"] == child] == list(range(25))
 
 
+def test_a_message_that_was_cut_off_does_not_take_the_next_one_with_it() -> None:
+    assert entries.collect("send_torn", {}) == [{"after": True}]
+
+
 def test_an_exception_inside_arrives_with_type_and_message() -> None:
     with pytest.raises(SandboxError, match="LookupError: nothing called x") as caught:
         entries.collect("fail", {"name": "x"})
