@@ -21,7 +21,7 @@ from player.headless import Limits, play_headless
 from player.qoe import session_qoe
 from player.records import ChunkRecord, LinkRecord, SessionRecord
 from player.server import HostedVideo, RequestLogEntry, serve
-from testbed.experiment import Plan, Session
+from testbed.experiment import Experiment, Plan, Session
 from testbed.link import LinkMeasurement, LinkSpec
 from testbed.namespaces import fork_into, socket_in, unshare_network
 from testbed.sandbox import Send
@@ -51,10 +51,27 @@ class _Outcome:
     requests: list[dict[str, Any]] = field(default_factory=list)
 
 
+def session_network(experiment: Experiment, session: Session) -> SessionNetwork:
+    """The network that a session asks for; nothing is built yet."""
+    link = experiment.link
+    return SessionNetwork(
+        LinkSpec(
+            trace=session.trace,
+            start_s=session.start_s,
+            delay_ms=link.delay_ms,
+            loss=link.loss,
+            queue_packets=link.queue_packets,
+            backend=link.backend,
+        ),
+        controller_delay_ms=experiment.controller_link.delay_ms,
+        switch=experiment.network.switch,
+        congestion=link.congestion,
+    )
+
+
 def play_session(
     plan: Plan,
     session: Session,
-    link: LinkSpec,
     control: socket.socket,
     send: Send,
     is_up: Callable[[], object],
@@ -64,7 +81,6 @@ def play_session(
     Args:
         plan: the experiment.
         session: which session.
-        link: its bottleneck.
         control: where the controller service takes listening sockets from.
         send: takes messages for the outside.
         is_up: is called once the session's network stands.
@@ -72,7 +88,7 @@ def play_session(
     outcome = _Outcome()
     try:
         unshare_network()
-        _play(plan, session, link, control, send, is_up, outcome)
+        _play(plan, session, control, send, is_up, outcome)
     except Exception as error:  # whatever went wrong belongs into the session's record
         log.debug("session %d failed", session.number, exc_info=True)
         outcome.error = f"{type(error).__name__}: {error}"
@@ -114,20 +130,13 @@ def _record(plan: Plan, session: Session, outcome: _Outcome) -> SessionRecord:
 def _play(
     plan: Plan,
     session: Session,
-    link: LinkSpec,
     control: socket.socket,
     send: Send,
     is_up: Callable[[], object],
     outcome: _Outcome,
 ) -> None:
-    experiment = plan.experiment
     with (
-        SessionNetwork(
-            link,
-            controller_delay_ms=experiment.controller_link.delay_ms,
-            switch=experiment.network.switch,
-            congestion=experiment.link.congestion,
-        ) as network,
+        session_network(plan.experiment, session) as network,
         _handed_over(control, session, network),
         _media_server(plan, network, outcome),
     ):

@@ -49,7 +49,9 @@ _RECORDS = pydantic.TypeAdapter(SessionRecord)
 _RAISED_AGAIN: Mapping[str, type[Exception]] = {
     "LinkUnsupported": LinkUnsupported,
     "ShapingError": ShapingError,
+    "CongestionUnsupported": ConfigError,
     "InvalidOptions": ConfigError,
+    "SwitchUnsupported": ConfigError,
     "UnknownController": ConfigError,
 }
 

@@ -20,10 +20,9 @@ from typing import Any
 
 from controllers import registry
 from controllers.service import ControllerService
-from testbed.emulated_session import play_session
+from testbed.emulated_session import play_session, session_network
 from testbed.emulation import decode_plan
 from testbed.experiment import Experiment, Plan, Session
-from testbed.link import LinkSpec, check_supported
 from testbed.namespaces import Child, fork_into
 from testbed.sandbox import Send
 
@@ -42,26 +41,9 @@ class ControllerStartError(RuntimeError):
 def run_sessions(job: dict[str, Any], send: Send) -> None:
     """Entry of the sandbox: plays all sessions of the job, sends each one's record as it ends."""
     plan = decode_plan(job)
-    for session in plan.sessions[:1]:
-        check_supported(
-            link_spec(plan.experiment, session),
-            controller_delay_ms=plan.experiment.controller_link.delay_ms,
-        )
+    session_network(plan.experiment, plan.sessions[0]).check()
     with controller_process(plan.experiment) as control:
         _play_all(plan, control, send, jobs=int(job["jobs"]))
-
-
-def link_spec(experiment: Experiment, session: Session) -> LinkSpec:
-    """The link that a session asks for."""
-    link = experiment.link
-    return LinkSpec(
-        trace=session.trace,
-        start_s=session.start_s,
-        delay_ms=link.delay_ms,
-        loss=link.loss,
-        queue_packets=link.queue_packets,
-        backend=link.backend,
-    )
 
 
 @dataclass
@@ -96,7 +78,6 @@ def _start(plan: Plan, session: Session, control: socket.socket, send: Send) -> 
             play_session,
             plan,
             session,
-            link_spec(plan.experiment, session),
             control,
             send,
             lambda: theirs.send(b"up"),

@@ -27,6 +27,7 @@ import numpy as np
 from player.trace import Trace
 from testbed.htb import (
     BITS_PER_BYTE,
+    PACKET_BYTES,
     HtbClass,
     ReceiveCounter,
     clip_rate,
@@ -160,7 +161,12 @@ class Replay:
 
     def _push(self) -> None:
         """Gives the kernel the rate that is due now."""
-        rate = max(self._rate + self._payback, self._rate * (1 - DEEPEST_CUT))
+        rate = self._rate + self._payback
+        if self._payback < 0:
+            # Below some rate one packet takes longer than paying back may; cut there, the rate
+            # ahead of an outage would have it sleep through twice its length.
+            is_slow = self._rate < PACKET_BYTES / PAYBACK_S
+            rate = self._rate if is_slow else max(rate, self._rate * (1 - DEEPEST_CUT))
         self._shaped.change(clip_rate(rate), is_busy=self._is_busy)
 
     def _change_rate(self, rate: int, due_s: float) -> None:

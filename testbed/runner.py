@@ -110,7 +110,7 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
         "link": {
             "backend": "kernel",
             "asked": experiment.link.backend,
-            "why": "HTB; netem where delay or loss is asked for",
+            "why": "the kernel's HTB, with netem where delay or loss is asked for",
         },
         "switch": experiment.network.switch,
     }
