@@ -64,7 +64,7 @@ class CheckpointConfig:
 
 def builtin_checkpoints() -> tuple[str, ...]:
     """Names of the checkpoints that are shipped."""
-    root = files("adapters") / "checkpoints"
+    root = files("adapters") / "shipped"
     if not root.is_dir():
         return ()
     return tuple(sorted(f"{BUILTIN}{entry.name}" for entry in root.iterdir() if entry.is_dir()))
@@ -82,7 +82,7 @@ def checkpoint_folder(spec: str) -> Path:
             raise CheckpointError(
                 f"unknown checkpoint {spec!r}; shipped: {', '.join(builtin_checkpoints()) or '-'}"
             )
-        return Path(str(files("adapters") / "checkpoints" / name))
+        return Path(str(files("adapters") / "shipped" / name))
     folder = Path(spec)
     if not folder.is_dir():
         raise CheckpointError(

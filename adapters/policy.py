@@ -13,10 +13,10 @@ from adapters.backbones import Backbone, add_lora, merge_lora
 from adapters.encoders import StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
 from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
-from player.observation import AbrObservation
+from player.observation import AbrObservation, ObservationError
 
 
-class LadderError(ValueError):
+class LadderError(ObservationError):
     """An observation whose ladder has another length than the model was trained for."""
 
 
@@ -102,8 +102,9 @@ class AbrPolicy(nn.Module):
         for observation in observations:
             if observation.levels != self.config.levels:
                 raise LadderError(
+                    "levels_kbps",
                     f"the ladder has {observation.levels} levels, but the checkpoint was trained "
-                    f"for a ladder of {self.config.levels}"
+                    f"for a ladder of {self.config.levels}",
                 )
         windows = [window_features(one, self.config.block) for one in observations]
         steps = [len(window.action) for window in windows]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controllers.registry import Controller
+from player.observation import ObservationError
 
 MAX_BATCH = 64
 CLOSE_S = 2.0  # a controller that hangs is left behind: the thread is a daemon
@@ -74,6 +75,7 @@ class ArmThread:
         """Waits for the decision; cancelling gives the question up.
 
         Raises:
+            ObservationError: this controller cannot answer such an observation.
             ControllerFailed: the controller is broken.
         """
         loop = asyncio.get_running_loop()
@@ -114,8 +116,10 @@ class ArmThread:
                 for job in jobs:
                     self._answer([job])
                 return
-            _log.exception("controller %s failed on %r", self._name, jobs[0].observation)
-            failed = ControllerFailed(f"{self._name}: {type(error).__name__}: {error}")
+            failed: Exception = error
+            if not isinstance(error, ObservationError):
+                _log.exception("controller %s failed on %r", self._name, jobs[0].observation)
+                failed = ControllerFailed(f"{self._name}: {type(error).__name__}: {error}")
             jobs[0].loop.call_soon_threadsafe(_fail, jobs[0].future, failed)
             return
         seconds = time.perf_counter() - began
@@ -136,6 +140,6 @@ def _resolve(future: asyncio.Future[Answer], answer: Answer) -> None:
         future.set_result(answer)
 
 
-def _fail(future: asyncio.Future[Answer], error: ControllerFailed) -> None:
+def _fail(future: asyncio.Future[Answer], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

@@ -35,6 +35,7 @@ from controllers.wire import (
     MalformedObservation,
     task_wire,
 )
+from player.observation import ObservationError
 from player.sockets import ServerAddressError, base_url, listening_socket
 
 __all__ = ["ControllerService", "ServerAddressError", "ServiceLimits", "create_app", "serve"]
@@ -154,6 +155,8 @@ class _Service:
         except TimeoutError:
             message = f"no decision within {deadline_s * MILLISECONDS_PER_SECOND:g} ms"
             raise _Refusal(503, "deadline", message) from None
+        except ObservationError as error:  # possible, but not for this controller
+            raise _Refusal(422, "impossible", str(error), error.field) from error
         except ControllerFailed as error:
             raise _Refusal(500, "controller", str(error)) from error
         self._metrics.observe(arm, answer.seconds)

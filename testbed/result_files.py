@@ -53,19 +53,20 @@ class ResultFiles:
         """
         described = dump_experiment(experiment)
         path = folder / EXPERIMENT
-        if path.exists():
+        if (folder / SESSIONS).exists():
             if not resume:
                 raise ConfigError(
                     f"{folder} already holds results; go on with --resume or choose another --out"
                 )
-            if path.read_text(encoding="utf-8") != described:
+            if not path.exists() or path.read_text(encoding="utf-8") != described:
                 raise ConfigError(
                     f"{path} is not the experiment given now; --resume needs the same one"
                 )
             _drop_torn_line(folder / SESSIONS)
-            _drop_torn_line(folder / LINK)
-            _drop_torn_line(folder / REQUESTS)
-        elif folder.exists() and any(folder.iterdir()):
+            finished = cls(folder).finished()
+            _keep_rows_of(finished, folder / LINK)
+            _keep_rows_of(finished, folder / REQUESTS)
+        elif not path.exists() and folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no results; choose another --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +133,20 @@ def _drop_torn_line(path: Path) -> None:
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+def _keep_rows_of(finished: frozenset[tuple[str, str]], path: Path) -> None:
+    """Drops rows of sessions that will be played again."""
+    if not path.exists():
+        return
+    _drop_torn_line(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+    def is_kept(line: str) -> bool:
+        row = json.loads(line)
+        return (row["arm"], row["trace"]) in finished
+
+    replace_file(path, "".join(filter(is_kept, lines)))
 
 
 def _commit() -> str | None:

@@ -153,7 +153,7 @@ def test_another_ladder_names_the_size_of_the_checkpoint(
         levels_kbps=one.levels_kbps[:4],
         upcoming_sizes_bytes=tuple(row[:4] for row in one.upcoming_sizes_bytes),
     )
-    with pytest.raises(LadderError, match="4 levels, but the checkpoint was trained for .* of 6"):
+    with pytest.raises(LadderError, match=r"4 levels, but the checkpoint was trained for .* of 6"):
         policy.decide(short)
 
 
