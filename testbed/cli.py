@@ -16,7 +16,10 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from adapters.pools import PoolError
 from controllers.registry import InvalidOptions, UnknownController
+from player.content import ContentError
+from player.sockets import ServerAddressError
 from player.trace import TraceError
 from player.video import VideoFormatError
 from testbed import __version__, cli_traces, cli_training
@@ -41,11 +44,14 @@ EXIT_WRONG_INPUT = 2
 #: What a user can mend: the message says what is wrong and what there is instead.
 WRONG_INPUT = (
     ConfigError,
+    ContentError,
     DataNotFound,
     InvalidOptions,
     LinkUnsupported,
     PlotError,
+    PoolError,
     ResultsError,
+    ServerAddressError,
     TraceError,
     TraceFormatError,
     UnknownController,

@@ -51,7 +51,7 @@ def show_arms(summary: Mapping[str, Any]) -> None:
             "95 %\ninterval",
             "kbit/s",
             "stalled",
-            "decision ms\np50 / p99",
+            "decision\nms 50/99 %",
             "fall-\nbacks",
             "failed",
         )
@@ -65,9 +65,9 @@ def show_arms(summary: Mapping[str, Any]) -> None:
             _interval(qoe["ci95"]),
             number(arm["bitrate_kbps"], "{:.0f}"),
             number(arm["rebuffer_ratio"], "{:.2%}"),
-            f"{number(decision['p50'], '{:.1f}')} / {number(decision['p99'], '{:.1f}')}",
+            f"{number(decision['p50'], '{:.1f}')}/{number(decision['p99'], '{:.1f}')}",
             str(arm["fallbacks"]),
-            f"{arm['failed']} of {arm['sessions']}",
+            f"{arm['failed']}/{arm['sessions']}",
         )
     printed.print(table)
     for pair in summary["pairs"]:

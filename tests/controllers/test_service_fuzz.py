@@ -93,13 +93,15 @@ def target() -> Iterator[Target]:
 
 POSITIVE = st.floats(1e-6, 1e9)
 DURATION = st.floats(0, 1e9)
+TRAINED_LEVELS = 6  # of the shipped checkpoint
 SIZE = st.integers(1, MAX_SIZE_BYTES)
 
 
 @st.composite
 def observations(draw: st.DrawFn) -> dict[str, Any]:
     """Anything that the service must answer, extremes included."""
-    ladder = sorted(draw(st.sets(POSITIVE, min_size=1, max_size=8)))
+    levels = draw(st.one_of(st.just(TRAINED_LEVELS), st.integers(1, 8)))
+    ladder = sorted(draw(st.sets(POSITIVE, min_size=levels, max_size=levels)))
     index = draw(st.integers(0, 70))
     past = {
         "level": st.integers(0, len(ladder) - 1),
@@ -140,6 +142,10 @@ def test_possible_observations_are_answered(
     arm = data.draw(st.sampled_from(target.arms))
     body = json.dumps(observation).encode()
     status, answer = target.post(f"/v1/abr/{arm}/decide", body, {"X-Deadline-Ms": DEADLINE_MS})
+    if arm == "netllm" and len(observation["levels_kbps"]) != TRAINED_LEVELS:
+        assert status == 422, answer
+        assert json.loads(answer)["error"]["field"] == "levels_kbps"
+        return
     assert status == 200, answer
     decision = json.loads(answer)["decision"]
     assert isinstance(decision, int)
