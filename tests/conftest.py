@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("default", database=None)  # leaves no folder behind
+hypothesis.settings.load_profile("default")
 
 #: Where researchers who have the data sets next to their checkout keep them.
 BESIDE_THE_PROJECT = Path(__file__).parent.parent.parent / "shared" / "data"
