@@ -166,7 +166,10 @@ def load_checkpoint(
     except BackboneError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: backbone: {error}") from error
     _check_backbone(folder / CONFIG_FILE, config.backbone, model)
-    policy = AbrPolicy(config.model, model)
+    try:
+        policy = AbrPolicy(config.model, model)
+    except BackboneError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: model.block: {error}") from error
     load_adapter(policy, folder / WEIGHTS_FILE)
     return policy.to(device).freeze()
 

@@ -20,9 +20,12 @@ BUFFER_UNIT_S = 10.0
 DOWNLOAD_UNIT_S = 4.0
 #: Videos longer than Pensieve's look like its beginning until the end comes near.
 CHUNKS_LEFT_UNIT = 48.0
-#: Limits of the logarithms, so that a stalled or a local link stays within reach of training.
+#: Limits, so that a stalled link, a local one or an odd ladder stays within reach of training.
 MIN_KBPS, MAX_KBPS = 10.0, 100_000.0
 MIN_DOWNLOAD_S, MAX_DOWNLOAD_S = 0.01, 100.0
+MAX_BUFFER_S = 120.0
+MAX_BITRATE_KBPS = 100_000.0
+MAX_LOG_SIZE = 10.0
 NO_ACTION = -1
 
 
@@ -36,7 +39,7 @@ class StepFeatures:
         throughput: ``(…, 2, PAST_CHUNKS)`` log throughput, and whether there was a chunk.
         download: ``(…, 2, PAST_CHUNKS)`` log download time in chunk lengths, and likewise.
         chunks_left: ``(…, 1)`` chunks not yet requested over 48, at most 1.
-        sizes: ``(…, UPCOMING_LIMIT, levels)`` upcoming chunk sizes, log of Mbit, 0 beyond the end.
+        sizes: ``(…, UPCOMING_LIMIT, levels)`` log Mbit/s of upcoming chunks, 0 beyond the end.
         action: ``(…,)`` level that was taken; NO_ACTION for the step to decide.
     """
 
@@ -108,9 +111,10 @@ def _past_features(
         seconds = min(max(past.download_s, MIN_DOWNLOAD_S), MAX_DOWNLOAD_S)
         throughput[:, -slot] = np.log(kbps / KBPS_UNIT), 1.0
         download[:, -slot] = np.log(seconds / DOWNLOAD_UNIT_S), 1.0
-    tens = buffer_s / BUFFER_UNIT_S
+    tens = min(buffer_s, MAX_BUFFER_S) / BUFFER_UNIT_S
+    bitrate_kbps = min(observation.levels_kbps[level], MAX_BITRATE_KBPS)
     return (
-        np.array([observation.levels_kbps[level] / KBPS_UNIT], dtype=np.float32),
+        np.array([bitrate_kbps / KBPS_UNIT], dtype=np.float32),
         np.array([tens, min(tens, 1.0)], dtype=np.float32),
         throughput,
         download,
@@ -123,5 +127,6 @@ def _size_features(observation: AbrObservation) -> Float32Array:
     megabits = np.asarray(observation.upcoming_sizes_bytes, dtype=np.float64) * (
         KILOBITS_PER_BYTE / KBPS_UNIT
     )
-    sizes[: len(megabits)] = np.log(megabits / observation.chunk_s)
+    logs = np.log(megabits) - np.log(observation.chunk_s)
+    sizes[: len(megabits)] = np.clip(logs, -MAX_LOG_SIZE, MAX_LOG_SIZE)
     return sizes

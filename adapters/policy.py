@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapters.backbones import Backbone, add_lora, merge_lora
+from adapters.backbones import Backbone, BackboneError, add_lora, merge_lora
 from adapters.encoders import StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
 from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
@@ -43,6 +43,13 @@ class AbrModelConfig:
     dropout: float = 0.05
     return_target: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("block", "feature_size", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, is {self.dropout}")
+
     @property
     def levels(self) -> int:
         """Number of levels."""
@@ -54,6 +61,12 @@ class AbrPolicy(nn.Module):
 
     def __init__(self, config: AbrModelConfig, backbone: Backbone) -> None:
         super().__init__()
+        if window_tokens(config.block) > backbone.max_positions:
+            raise BackboneError(
+                f"{backbone.name}: a window of two blocks of {config.block} steps has "
+                f"{window_tokens(config.block)} tokens, more than its {backbone.max_positions} "
+                "positions"
+            )
         self.config = config
         self.encoder = StepEncoder(
             levels=config.levels,

@@ -135,3 +135,18 @@ def test_the_player_makes_the_observations_of_the_pool(
 
     play_simulated(Player(session.video), PensieveLink(trace), repeat, start_s=trace.start_s(1))
     assert asked == [episode.observation(index) for index in range(1, episode.chunks)]
+
+
+def test_features_of_impossible_extremes_are_finite(small_pool: Pool) -> None:
+    observation = small_pool.episodes[0].observation(9)
+    past = dataclasses.replace(observation.history[-1], download_s=1e-300, size_bytes=10**15)
+    odd = dataclasses.replace(
+        observation,
+        levels_kbps=tuple(rate * 1e280 for rate in observation.levels_kbps),
+        chunk_s=1e-290,
+        buffer_s=1e300,
+        history=(*observation.history[:-1], past),
+    )
+    features = step_features(odd)
+    for field in dataclasses.fields(StepFeatures):
+        assert np.isfinite(getattr(features, field.name)).all()
