@@ -48,7 +48,7 @@ class LinkRecord:
     """How faithfully the link followed its trace during one session.
 
     Attributes:
-        backend: ``kernel``, or ``model:NAME`` for a simulated link.
+        backend: ``kernel`` or ``userspace``, or ``model:NAME`` for a simulated link.
         wire_nmae_1s: sum of |delivered - asked| over the sum of asked L3 bytes in bins of 1 s,
             over the bins in which the link was saturated; None when there was none.
         total_error: (delivered - asked) / asked over the same bins.

@@ -7,14 +7,12 @@ behind. A check is required if no emulated session runs without it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,12 +28,11 @@ from testbed.htb import ShapingError, qdisc_problem, run_tool
 from testbed.link import NETEM_REMEDY, LinkSpec
 from testbed.namespaces import fork_into, unshare_network
 from testbed.sandbox import Mode, SandboxError, Send, probe_sandbox, run_in_sandbox, tool_path
+from testbed.tap import TUN_REMEDY, tap_problem
 
 DISTRIBUTION = "netllm-testbed"
 DEFAULT_CONGESTION = "cubic"
 TORCH_TIMEOUT_S = 30.0
-TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 MODULES_REMEDY = (
     "use a kernel with the module sch_{kind} (Debian: a stock or cloud kernel; Ubuntu: "
     "linux-modules-extra-$(uname -r))"
@@ -48,14 +45,17 @@ PROGRAMS = {
     "tc": ("iproute2", ("-Version",)),
 }
 QDISCS: dict[str, tuple[tuple[str, ...], bool, str]] = {  # options, required, what for
-    "htb": ((), True, "shapes the link"),
-    "pfifo": (("limit", "100"), True, "the link's drop-tail queue"),
-    "netem": (("delay", "1ms"), False, "delay and loss"),
+    "htb": ((), False, "shapes the kernel's link"),
+    "pfifo": (("limit", "100"), False, "the kernel's link: drop-tail queue"),
+    "netem": (("delay", "1ms"), False, "the kernel's link: delay and loss"),
     "tbf": (("rate", "1mbit", "burst", "1600", "limit", "30000"), False, "not used by default"),
     "fq": ((), False, "pacing of bbr; TCP paces by itself without"),
     "fq_codel": ((), False, "not used by default"),
 }
-LINK_BACKENDS = (("network", "kernel"),)  # check that must pass, what can be asked for then
+LINK_BACKENDS = (  # check that must pass, what can be asked for then
+    ("kernel link", "kernel"),
+    ("user-space link", "userspace"),
+)
 SWITCHES = (("network", "linuxbridge"), ("ovs", "ovs"))
 TORCH_PROBE = """
 import json, torch
@@ -267,7 +267,10 @@ def probe_inside(job: dict[str, Any], send: Send) -> None:
         report(kind, _qdisc(kind, options, purpose, required=required))
     report("tun", _tun())
     report("congestion", _congestion())
-    report("network", _network())
+    links = {name: _link(backend) for name, backend in LINK_BACKENDS}
+    for name, check in links.items():
+        report(name, check)
+    report("network", _network(links.values()))
     report("ovs", _ovs())
 
 
@@ -298,17 +301,8 @@ def _qdisc(kind: str, options: tuple[str, ...], purpose: str, *, required: bool)
 
 
 def _tun() -> Check:
-    try:
-        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        remedy = "sudo modprobe tun; sudo chmod 0666 /dev/net/tun"
-        return Check(False, f"{error}; {remedy}")
-    try:
-        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", b"doctor0", IFF_TAP | IFF_NO_PI))
-    except OSError as error:
-        return Check(False, f"no TAP interface: {error}; run as root")
-    finally:
-        os.close(descriptor)
+    if problem := tap_problem():
+        return Check(False, f"{problem}; {TUN_REMEDY}")
     return Check(True, "a TAP interface was made")
 
 
@@ -327,26 +321,32 @@ def _congestion() -> Check:
 
 
 def _ovs() -> Check:
-    problem = _build_network(switch="ovs")
+    problem = _build_network("auto", switch="ovs")
     if problem is None:
         return Check(True, "a session network with Open vSwitch works")
     return Check(False, f"{problem}; only needed if you ask for the switch ovs")
 
 
-def _network() -> Check:
-    problem = _build_network()
+def _link(backend: str) -> Check:
+    problem = _build_network(backend)
     if problem is None:
+        return Check(True, "a session network with it works")
+    return Check(False, f"{problem}; see the checks above")
+
+
+def _network(links: Iterable[Check]) -> Check:
+    if any(check.ok for check in links):
         return Check(True, "Mininet hosts, bridge and shaped link work together", required=True)
-    return Check(False, f"{problem}; see the checks above", required=True)
+    return Check(False, "no link back-end works; see the checks above", required=True)
 
 
-def _build_network(**options: Any) -> str | None:
+def _build_network(backend: str, **options: Any) -> str | None:
     """Builds a whole session network and replays a trace for a moment; what went wrong."""
     trace = Trace("doctor", np.array([0.0, 1.0]), np.array([1.0, 1.0]))
     try:
         from testbed.topology import SessionNetwork  # Mininet may be what is missing
 
-        with SessionNetwork(LinkSpec(trace), **options) as network:
+        with SessionNetwork(LinkSpec(trace, backend=backend), **options) as network:
             network.start_replay()
             network.stop_replay()
     except (ImportError, OSError, RuntimeError, ValueError) as error:

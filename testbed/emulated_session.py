@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import json
 import logging
+import select
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,9 @@ CONTROLLER_PORT = 8100
 VIDEO_NAME = "video"
 #: Beyond the time-out that the player's question carries itself.
 DECISION_GRACE_S = 1.0
+#: A link that stands still is noticed after a few of these.
+LINK_CHECK_S = 0.5
+MESSAGE_BYTES = 1 << 16
 
 
 class PlayerDied(RuntimeError):
@@ -62,6 +67,7 @@ def session_network(experiment: Experiment, session: Session) -> SessionNetwork:
             loss=link.loss,
             queue_packets=link.queue_packets,
             backend=link.backend,
+            seed=f"{experiment.seed}/{session.number}",
         ),
         controller_delay_ms=experiment.controller_link.delay_ms,
         switch=experiment.network.switch,
@@ -144,7 +150,7 @@ def _play(
         ours, theirs = socket.socketpair()
         with ours, fork_into(network.client.pid, _run_player, plan, session, network, theirs):
             theirs.close()
-            for message in _messages(ours):
+            for message in _messages(ours, network):
                 match message:
                     case {"ready": True}:
                         network.start_replay()
@@ -154,6 +160,7 @@ def _play(
                         index = outcome.chunks[-1].index
                         send({"session": session.number, "kind": "chunk", "index": index})
                     case {"error": str(error)}:
+                        network.check_alive()  # or the link may be what the player suffered from
                         outcome.error = error
                         break
                     case {"wall_s": float(wall_s)}:
@@ -165,10 +172,20 @@ def _play(
             outcome.link = network.stop_replay()
 
 
-def _messages(end: socket.socket) -> Iterator[Any]:
-    with end.makefile("rb") as lines:
-        for line in lines:
-            yield json.loads(line)
+def _messages(end: socket.socket, network: SessionNetwork) -> Iterator[Any]:
+    """The player's messages until its end; looks after the network all the while."""
+    pending = b""
+    check_s = time.monotonic() + LINK_CHECK_S
+    while True:
+        if select.select([end], [], [], max(check_s - time.monotonic(), 0.0))[0]:
+            block = end.recv(MESSAGE_BYTES)
+            if not block:
+                return
+            *lines, pending = (pending + block).split(b"\n")
+            yield from map(json.loads, lines)
+        if time.monotonic() >= check_s:
+            network.check_alive()
+            check_s = time.monotonic() + LINK_CHECK_S
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from testbed.experiment import (
     parse_experiment,
 )
 from testbed.htb import ShapingError
-from testbed.link import LinkUnsupported
+from testbed.link import Backend, LinkUnsupported
 from testbed.sandbox import SandboxError, run_in_sandbox
 
 ENTRY = "testbed.emulation_inside:run_sessions"
@@ -63,6 +63,7 @@ def emulate(
     jobs: int,
     on_session: Callable[[EmulatedSession], None],
     on_chunk: Callable[[Session, int], None],
+    on_backend: Callable[[Backend], None] = lambda backend: None,
 ) -> None:
     """Plays the sessions in real time, ``jobs`` of them at once, inside one sandbox.
 
@@ -72,6 +73,7 @@ def emulate(
         jobs: sessions at once.
         on_session: told of every session as it ends, well or not.
         on_chunk: told of every chunk that arrives.
+        on_backend: told what makes the links, before the first session.
 
     Raises:
         ConfigError: a controller cannot be made.
@@ -84,6 +86,9 @@ def emulate(
     by_number = {session.number: session for session in sessions}
 
     def receive(message: dict[str, Any]) -> None:
+        if message["kind"] == "backend":
+            on_backend(Backend(message["name"], message["why"]))
+            return
         session = by_number[message["session"]]
         if message["kind"] == "chunk":
             on_chunk(session, message["index"])

@@ -41,7 +41,8 @@ class ControllerStartError(RuntimeError):
 def run_sessions(job: dict[str, Any], send: Send) -> None:
     """Entry of the sandbox: plays all sessions of the job, sends each one's record as it ends."""
     plan = decode_plan(job)
-    session_network(plan.experiment, plan.sessions[0]).check()
+    backend = session_network(plan.experiment, plan.sessions[0]).check()
+    send({"kind": "backend", "name": backend.name, "why": backend.why})
     with controller_process(plan.experiment) as control:
         _play_all(plan, control, send, jobs=int(job["jobs"]))
 

@@ -73,7 +73,7 @@ HTB_BUCKETS = struct.Struct("=IIIII")  # buffer, cbuffer (ticks), quantum, level
 STATS_BASIC = struct.Struct("=QI")  # bytes, packets
 STATS_QUEUE = struct.Struct("=IIIII")  # packets, bytes, drops, requeues, overlimits
 IF_STATS = struct.Struct("=BBHII")  # family, pad, pad, ifindex, filter
-LINK_STATS = struct.Struct("=QQQ")  # rx packets, tx packets, rx bytes
+LINK_STATS = struct.Struct("=QQQ32xQ")  # rx packets, tx packets, rx bytes, …, tx dropped
 RECEIVE_BYTES = 65536
 
 ROOT_HANDLE = 0x00010000  # 1:
@@ -392,10 +392,18 @@ class ReceiveCounter(Netlink):
 
     def read(self) -> tuple[int, int]:
         """Packets and layer-3 bytes received so far."""
+        packets, _, size, _ = self._counters()
+        return packets, size - ETHERNET_HEADER_BYTES * packets
+
+    def read_unsent(self) -> int:
+        """Packets that could not be sent so far."""
+        return self._counters()[3]
+
+    def _counters(self) -> tuple[int, int, int, int]:
         answer = self.ask(self._get)
         for _, at, _ in _attributes(answer, NLMSG_HEADER.size + IF_STATS.size, len(answer)):
-            packets, _, size = LINK_STATS.unpack_from(answer, at)
-            return packets, size - ETHERNET_HEADER_BYTES * packets
+            received, sent, size, unsent = LINK_STATS.unpack_from(answer, at)
+            return received, sent, size, unsent
         raise ShapingError("the kernel gave no interface statistics")
 
 

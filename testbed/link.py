@@ -1,10 +1,12 @@
 """The bottleneck of a session: a link that replays a trace, and the proof that it did.
 
-The kernel back-end shapes the output of one interface with HTB (``testbed.htb``) and leaves one-way
-delay and loss to netem (``tc-netem(8)``) on other interfaces, before the bottleneck for what comes
-down and behind the client for what goes up, so that neither touches the bottleneck's queue.
+There are two back-ends. The kernel's shapes the output of one interface with HTB (``testbed.htb``)
+and leaves one-way delay and loss to netem (``tc-netem(8)``) on other interfaces, before the
+bottleneck for what comes down and behind the client for what goes up, so that neither touches the
+bottleneck's queue. The one in user space (``testbed.userspace``) carries the packets itself and
+needs neither.
 
-A process of its own (``testbed.replay``) replays the trace and measures what the client received.
+A process of its own replays the trace and measures what the client received.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +26,11 @@ from testbed.htb import ShapingError as ShapingError  # callers know it from her
 from testbed.namespaces import Child, fork_into, in_network_of
 from testbed.replay import LinkSecond as LinkSecond
 from testbed.replay import Replay, replay_process
+from testbed.tap import TUN_REMEDY, tap_problem
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "kernel")
+BACKENDS = ("auto", "kernel", "userspace")
 WARM_UP_BINS = 2  # slow start fills the queue in these
 ANSWER_TIMEOUT_S = 10.0
 NETEM_QUEUE_PACKETS = 100_000  # netem must hold delay × rate and never drop
@@ -51,7 +54,8 @@ class LinkSpec:
         delay_ms: one-way delay, both ways.
         loss: share of packets lost on the way to the bottleneck, 0 to 1.
         queue_packets: length of the bottleneck's drop-tail queue.
-        backend: ``auto`` or ``kernel``.
+        backend: ``auto``, ``kernel`` or ``userspace``.
+        seed: which packets the user-space link loses; netem draws at random.
     """
 
     trace: Trace
@@ -60,6 +64,7 @@ class LinkSpec:
     loss: float = 0.0
     queue_packets: int = 100
     backend: str = "auto"
+    seed: str = ""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start_s < float("inf"):
@@ -80,21 +85,51 @@ class LinkMeasurement:
     seconds: tuple[LinkSecond, ...]
 
 
-def check_supported(link: LinkSpec, *, controller_delay_ms: float = 0.0) -> str:
-    """Checks, in this network namespace, that the link can be made; touches nothing but ``lo``.
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What makes the link.
 
-    Returns:
-        The back-end that will make it.
+    Attributes:
+        name: ``kernel`` or ``userspace``.
+        why: why this one, in words.
+    """
+
+    name: str
+    why: str
+
+
+def choose_backend(link: LinkSpec, *, controller_delay_ms: float = 0.0) -> Backend:
+    """Finds what can make the link, by trying it in this network namespace; touches only ``lo``.
 
     Raises:
-        LinkUnsupported: a back-end that there is not, or a qdisc that the kernel does not have.
+        LinkUnsupported: a back-end that there is not, or that cannot do what is asked here.
     """
     if link.backend not in BACKENDS:
         raise LinkUnsupported(
             f"there is no link back-end {link.backend!r}; there are {', '.join(BACKENDS)}"
         )
+    if link.backend == "userspace":
+        if problem := tap_problem():
+            raise LinkUnsupported(f"the user-space link needs TUN/TAP: {problem}; {TUN_REMEDY}")
+        return Backend("userspace", "asked for")
+    problem = _kernel_problem(link, controller_delay_ms)
+    if link.backend == "kernel":
+        if problem is not None:
+            raise LinkUnsupported(f"{problem}; or use the link back-end userspace")
+        return Backend("kernel", "asked for")
+    if problem is None:
+        return Backend("kernel", "the kernel can do all that is asked")
+    if tun_problem := tap_problem():
+        raise LinkUnsupported(
+            f"{problem}; or, for the user-space link, {TUN_REMEDY} ({tun_problem})"
+        )
+    return Backend("userspace", f"the kernel cannot do all that is asked: {problem}")
+
+
+def _kernel_problem(link: LinkSpec, controller_delay_ms: float) -> str | None:
+    """Why the kernel cannot make the link, with the remedy."""
     if problem := qdisc_problem("htb"):
-        raise LinkUnsupported(f"the kernel has no HTB (module sch_htb): {problem}")
+        return f"the kernel has no HTB (module sch_htb): {problem}"
     asked = {
         "delay_ms": link.delay_ms,
         "loss": link.loss,
@@ -102,8 +137,8 @@ def check_supported(link: LinkSpec, *, controller_delay_ms: float = 0.0) -> str:
     }
     if any(asked.values()) and (problem := qdisc_problem("netem", "delay", "1ms")):
         wanted = ", ".join(f"{name} = {value}" for name, value in asked.items() if value)
-        raise LinkUnsupported(f"{wanted} needs netem: {problem}; {NETEM_REMEDY}")
-    return "kernel"
+        return f"{wanted} needs netem: {problem}; {NETEM_REMEDY}"
+    return None
 
 
 def netem_options(delay_ms: float, loss: float = 0.0) -> tuple[str, ...]:
@@ -142,43 +177,42 @@ def measure(seconds: Sequence[LinkSecond], *, backend: str) -> LinkRecord:
     )
 
 
-class Replayer:
-    """Handle on the process that replays and measures."""
+class LinkProcess:
+    """Handle on a process that replays a trace and measures.
 
-    def __init__(self, link: LinkSpec, *, interface: str, client_pid: int, client_interface: str):
+    Attributes:
+        backend: what makes the link; for the record.
+    """
+
+    backend: str
+
+    def __init__(self, body: Callable[[Any, socket.socket, socket.socket], None], job: Any) -> None:
         """Starts the process in this network namespace.
 
-        Until the replay starts, the link has the mean rate of its trace.
-
         Args:
-            link: what to replay.
-            interface: the bottleneck, in this namespace.
-            client_pid: a process in the client's namespace.
-            client_interface: where the client receives.
-
-        Raises:
-            ShapingError: the bottleneck could not be set up.
+            body: takes the job, its end of a socket and this end, which it closes.
+            job: handed over.
         """
-        self._link = link
-        received = in_network_of(client_pid, ReceiveCounter, client_interface)
-        rate = link.trace.mean_mbps * BITS_PER_MEGABIT / BITS_PER_BYTE
-        shaped = HtbClass(interface, queue_packets=link.queue_packets, bytes_per_s=clip_rate(rate))
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
-        with theirs, shaped, received:
-            self._child: Child = fork_into(
-                None,
-                replay_process,
-                Replay(link.trace, link.start_s, shaped, received),
-                theirs,
-                self._control,
-            )
+        with theirs:
+            self._child: Child = fork_into(None, body, job, theirs, self._control)
 
     def start(self) -> float:
         """Starts the replay; returns its ``time.monotonic()``."""
         self._send({"start": True})
         began: float = self._receive()["began_s"]
         return began
+
+    def check_alive(self) -> None:
+        """Looks after the process while nothing is asked of it.
+
+        Raises:
+            ShapingError: it died.
+        """
+        if not self._child.is_running:
+            self._receive()  # its last words, if it had any
+            raise ShapingError("the process that replays the trace ended")
 
     def stop(self) -> LinkMeasurement:
         """Stops the replay and returns what was measured.
@@ -188,9 +222,12 @@ class Replayer:
         """
         self._send({"stop": True})
         answer = self._receive()
-        self._child.wait(ANSWER_TIMEOUT_S)
+        self._check_answer(answer)
         seconds = tuple(LinkSecond(**second) for second in answer["seconds"])
-        return LinkMeasurement(measure(seconds, backend="kernel"), seconds)
+        return LinkMeasurement(measure(seconds, backend=self.backend), seconds)
+
+    def _check_answer(self, answer: dict[str, Any]) -> None:
+        """Compares what the process measured with what else is known; raises ShapingError."""
 
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -217,3 +254,29 @@ class Replayer:
         """Ends the process, whatever it does."""
         self._control.close()
         self._child.kill()
+
+
+class Replayer(LinkProcess):
+    """Handle on the process that changes the rate of a link of the kernel."""
+
+    backend = "kernel"
+
+    def __init__(self, link: LinkSpec, *, interface: str, client_pid: int, client_interface: str):
+        """Shapes the bottleneck and starts the process in this network namespace.
+
+        Until the replay starts, the link has the mean rate of its trace.
+
+        Args:
+            link: what to replay.
+            interface: the bottleneck, in this namespace.
+            client_pid: a process in the client's namespace.
+            client_interface: where the client receives.
+
+        Raises:
+            ShapingError: the bottleneck could not be set up.
+        """
+        received = in_network_of(client_pid, ReceiveCounter, client_interface)
+        rate = link.trace.mean_mbps * BITS_PER_MEGABIT / BITS_PER_BYTE
+        shaped = HtbClass(interface, queue_packets=link.queue_packets, bytes_per_s=clip_rate(rate))
+        with shaped, received:
+            super().__init__(replay_process, Replay(link.trace, link.start_s, shaped, received))

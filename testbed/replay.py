@@ -61,7 +61,8 @@ class LinkSecond:
         saturated: whether the bottleneck's queue was never seen empty.
         backlog_packets: longest queue that was seen.
         drops: packets that found the queue full.
-        late_s: longest delay with which the kernel took a change of the rate.
+        late_s: longest delay with which the kernel took a change of the rate; user-space link: with
+            which a packet was delivered.
     """
 
     second: int

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from player.records import SessionRecord
 from testbed.emulation import EmulatedSession, emulate
 from testbed.experiment import Plan, Session
+from testbed.link import Backend
 from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary
@@ -78,8 +79,9 @@ def run_experiment(
     files.write_traces(plan.traces)
     if pending:
         jobs = jobs or default_jobs(plan, pending)
-        files.write_environment(_environment(plan, jobs))
-        _play(plan, pending, files, jobs, progress)
+        environment = _environment(plan, jobs)
+        files.write_environment(environment)
+        _play(plan, pending, files, environment, progress)
     summary = write_summary(folder)
     build_report([folder])
     failed = sum(int(arm["failed"]) for arm in summary["arms"])
@@ -107,18 +109,19 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
         return details | {"link": f"model:{experiment.link.model}"}
     return details | {
         "sandbox": sandbox_mode(),
-        "link": {
-            "backend": "kernel",
-            "asked": experiment.link.backend,
-            "why": "the kernel's HTB, with netem where delay or loss is asked for",
-        },
+        "link": {"asked": experiment.link.backend},
         "switch": experiment.network.switch,
     }
 
 
 def _play(
-    plan: Plan, sessions: Sequence[Session], files: ResultFiles, jobs: int, progress: Progress
+    plan: Plan,
+    sessions: Sequence[Session],
+    files: ResultFiles,
+    environment: dict[str, Any],
+    progress: Progress,
 ) -> None:
+    jobs = environment["jobs"]
     if plan.experiment.driver == "simulated":
         for record in simulate(plan, sessions, jobs=jobs):
             files.add_session(record)
@@ -134,4 +137,8 @@ def _play(
     def tell(session: Session, index: int) -> None:
         progress.session_advanced(session, (index + 1) / plan.video.chunks)
 
-    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=tell)
+    def note(backend: Backend) -> None:
+        link = {"backend": backend.name, "why": backend.why, **environment["link"]}
+        files.write_environment(environment | {"link": link})
+
+    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=tell, on_backend=note)

@@ -6,7 +6,8 @@
 
 ``══`` is the bottleneck that replays the trace, at the output of s1 towards the client. The way to
 the controller is apart from it, so that questions never queue behind video. Mininet's own classes
-do the building (Lantz et al., HotNets 2010); its limits for the whole machine are left alone.
+do the building (Lantz et al., HotNets 2010); its limits for the whole machine are left alone. With
+the user-space link, ``══`` is a pair of TAP interfaces, and so is s2 ── client if it has a delay.
 """
 
 from __future__ import annotations
@@ -22,15 +23,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mininet.link import Link
 from mininet.log import lg
 from mininet.net import Mininet
 from mininet.node import OVSBridge
 from mininet.nodelib import LinuxBridge
 
 from testbed.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
-from testbed.link import LinkMeasurement, LinkSpec, Replayer, check_supported, netem_options
+from testbed.link import (
+    Backend,
+    LinkMeasurement,
+    LinkProcess,
+    LinkSpec,
+    Replayer,
+    choose_backend,
+    netem_options,
+)
 from testbed.namespaces import in_network_of, socket_in
 from testbed.openvswitch import SwitchUnsupported, check_installed, private_openvswitch
+from testbed.tap import open_tap
+from testbed.userspace import TapPair, UserspaceLink
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +90,27 @@ class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
     inited = True
 
 
+class _TapLink(Link):  # type: ignore[misc] # Mininet has no types
+    """A link of two TAP interfaces, each made in the network of its node."""
+
+    def makeIntfPair(  # noqa: N802 (Mininet's name)
+        self,
+        name1: str,
+        name2: str,
+        mac1: str,
+        mac2: str,
+        node1: Any,
+        node2: Any,
+        deleteIntfs: bool = True,  # noqa: N803
+    ) -> None:
+        near = in_network_of(node1.pid, open_tap, name1, mac1)
+        try:
+            self.taps = TapPair(near, in_network_of(node2.pid, open_tap, name2, mac2))
+        except BaseException:
+            os.close(near)
+            raise
+
+
 class SessionNetwork:
     """Server, client, controller and the links between them, in this network namespace.
 
@@ -117,13 +150,13 @@ class SessionNetwork:
         self._congestion = congestion
         self._needs_checksums = False  # a switch in user space drops packets without
         self._cleanup = contextlib.ExitStack()
-        self._replayer: Replayer | None = None
+        self._replayer: LinkProcess | None = None
 
-    def check(self) -> str:
+    def check(self) -> Backend:
         """Checks that this machine can make such a network; needs a sandbox, but builds nothing.
 
         Returns:
-            What will make the bottleneck.
+            What will make the bottleneck, and why.
 
         Raises:
             LinkUnsupported: this machine cannot make the link.
@@ -139,7 +172,7 @@ class SessionNetwork:
         if self._switch == "ovs":
             check_installed()
         _check_congestion(self._congestion)
-        return check_supported(self._link, controller_delay_ms=self._controller_delay_ms)
+        return choose_backend(self._link, controller_delay_ms=self._controller_delay_ms)
 
     def __enter__(self) -> SessionNetwork:
         """Builds the network and tries it out.
@@ -151,7 +184,7 @@ class SessionNetwork:
             TopologyError: the network does not work as asked.
             ShapingError: the kernel did not take the shaping.
         """
-        self.backend = self.check()
+        self.backend = self.check().name
         try:
             self._build()
         except BaseException:
@@ -179,14 +212,27 @@ class SessionNetwork:
         """
         return self._running_replayer().stop()
 
-    def _running_replayer(self) -> Replayer:
+    def check_alive(self) -> None:
+        """Looks after the bottleneck; to be called about twice a second during a session.
+
+        Raises:
+            ShapingError: what makes it died or stands still.
+        """
+        self._running_replayer().check_alive()
+
+    def _running_replayer(self) -> LinkProcess:
         if self._replayer is None:
             raise RuntimeError("the network is not up: use it as a context manager")
         return self._replayer
 
     def _build(self) -> None:
         silence_mininet()
+        _disable_ipv6("all")  # or its neighbour discovery would be in the counts
+        _disable_ipv6("default")
         kind = self._switch_kind()
+        is_userspace = self.backend == "userspace"
+        media_kind = _TapLink if is_userspace else None
+        control_kind = _TapLink if is_userspace and self._controller_delay_ms else None
         net = _PrivateMininet(controller=None, autoStaticArp=True)
         self._cleanup.callback(_stop, net)
         server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
@@ -194,9 +240,14 @@ class SessionNetwork:
         controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
         media, control = net.addSwitch("s1", **kind), net.addSwitch("s2", **kind)
         net.addLink(server, media)
-        net.addLink(media, client)
+        media_link = net.addLink(media, client, cls=media_kind)
         net.addLink(controller, control)
-        net.addLink(control, client, params2={"ip": f"{CLIENT_CONTROL_ADDRESS}/{PREFIX}"})
+        control_link = net.addLink(
+            control,
+            client,
+            cls=control_kind,
+            params2={"ip": f"{CLIENT_CONTROL_ADDRESS}/{PREFIX}"},
+        )
         net.build()
         net.start()
         self.server = NetworkHost(server.pid, SERVER_ADDRESS)
@@ -205,14 +256,26 @@ class SessionNetwork:
         self._configure_hosts()
         for interface in ("s1-eth1", BOTTLENECK):
             disable_offloads(interface)
+        if is_userspace:
+            self._replayer = UserspaceLink(
+                self._link,
+                media=media_link.taps,
+                control=control_link.taps if control_kind else None,
+                controller_delay_ms=self._controller_delay_ms,
+                interface=BOTTLENECK,
+                client_pid=client.pid,
+                client_interface="client-eth0",
+            )
+            self._cleanup.callback(self._replayer.close)
         self._verify()
-        self._replayer = Replayer(
-            self._link,
-            interface=BOTTLENECK,
-            client_pid=client.pid,
-            client_interface="client-eth0",
-        )
-        self._cleanup.callback(self._replayer.close)
+        if self._replayer is None:
+            self._replayer = Replayer(
+                self._link,
+                interface=BOTTLENECK,
+                client_pid=client.pid,
+                client_interface="client-eth0",
+            )
+            self._cleanup.callback(self._replayer.close)
 
     def _switch_kind(self) -> dict[str, Any]:
         """How Mininet makes a switch of the kind that is asked."""
@@ -223,9 +286,13 @@ class SessionNetwork:
         return {"cls": OVSBridge, "datapath": datapath}
 
     def _configure_hosts(self) -> None:
-        down = netem_options(self._link.delay_ms, self._link.loss)
-        up = netem_options(self._link.delay_ms)
-        control = netem_options(self._controller_delay_ms)
+        delay_ms = loss = control_ms = 0.0  # what netem has to do
+        if self.backend == "kernel":
+            delay_ms, loss = self._link.delay_ms, self._link.loss
+            control_ms = self._controller_delay_ms
+        down = netem_options(delay_ms, loss)
+        up = netem_options(delay_ms)
+        control = netem_options(control_ms)
         for host, interface, address, netem in (
             (self.server, "server-eth0", SERVER_ADDRESS, down),
             (self.client, "client-eth0", CLIENT_ADDRESS, up),
@@ -283,14 +350,18 @@ def _sysctl(name: str) -> Path:
     return Path("/proc/sys/net/ipv4") / name
 
 
+def _disable_ipv6(interface: str) -> None:
+    switch = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+    if switch.exists():
+        switch.write_text("1")
+
+
 def _configure_interface(
     interface: str, address: str, congestion: str, netem: tuple[str, ...]
 ) -> None:
     """Sets one interface up from inside its host."""
     disable_offloads(interface)
-    no_ipv6 = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
-    if no_ipv6.exists():
-        no_ipv6.write_text("1")  # or its neighbour discovery would be in the counts
+    _disable_ipv6(interface)
     _sysctl("tcp_no_metrics_save").write_text("1")  # sessions do not learn from each other
     try:
         _sysctl("tcp_congestion_control").write_text(congestion)

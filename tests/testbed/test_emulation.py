@@ -232,7 +232,10 @@ def test_a_killed_run_leaves_nothing_and_can_be_resumed(folder: Path, number: in
 
 def test_what_the_kernel_cannot_do_is_said_before_the_run(folder: Path) -> None:
     done = subprocess.run(
-        command("run", folder / "fast.toml", "--out", folder / "out", "--set", "link.loss=0.01"),
+        command(
+            *("run", folder / "fast.toml", "--out", folder / "out"),
+            *("--set", "link.loss=0.01", "--set", "link.backend=kernel"),
+        ),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
