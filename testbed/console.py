@@ -16,6 +16,9 @@ from rich.table import Table
 from player.records import SessionRecord
 from testbed.experiment import ConfigError, Session
 
+#: Above this wire error a link has missed its trace by more than packets explain.
+BUSY_NMAE = 0.01
+
 printed = Console()
 errors = Console(stderr=True)
 
@@ -44,19 +47,15 @@ def number(value: float | None, pattern: str = "{:.3f}") -> str:
 def show_arms(summary: Mapping[str, Any]) -> None:
     """Prints the table of arms and the paired differences of a summary."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column, heading in enumerate(
-        (
-            "arm",
-            "QoE\n/chunk",
-            "95 %\ninterval",
-            "kbit/s",
-            "stalled",
-            "decision\nms 50/99 %",
-            "fall-\nbacks",
-            "failed",
-        )
+    table.add_column("arm", no_wrap=True)
+    for heading in (
+        "QoE/chunk",
+        "95 % interval",
+        "kbit/s",
+        "stalled",
+        "decision p50/p99",
     ):
-        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     for arm in sorted(summary["arms"], key=_by_qoe):
         qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
         table.add_row(
@@ -65,9 +64,7 @@ def show_arms(summary: Mapping[str, Any]) -> None:
             _interval(qoe["ci95"]),
             number(arm["bitrate_kbps"], "{:.0f}"),
             number(arm["rebuffer_ratio"], "{:.2%}"),
-            f"{number(decision['p50'], '{:.1f}')}/{number(decision['p99'], '{:.1f}')}",
-            str(arm["fallbacks"]),
-            f"{arm['failed']}/{arm['sessions']}",
+            f"{number(decision['p50'], '{:.1f}')}/{number(decision['p99'], '{:.1f}')} ms",
         )
     printed.print(table)
     for pair in summary["pairs"]:
@@ -77,6 +74,14 @@ def show_arms(summary: Mapping[str, Any]) -> None:
             f"{_interval(delta['ci95'], '{:+.3f}')} over {pair['n']} traces",
             highlight=False,
         )
+    for arm in summary["arms"]:
+        if arm["failed"] or arm["fallbacks"]:
+            printed.print(
+                f"  {arm['arm']}: {arm['failed']} of {arm['sessions']} sessions failed, "
+                f"{arm['fallbacks']} decisions by the fallback",
+                markup=False,
+                highlight=False,
+            )
     nmae = summary["link"]["wire_nmae_1s"]
     if nmae["median"] is not None:
         printed.print(
@@ -84,6 +89,12 @@ def show_arms(summary: Mapping[str, Any]) -> None:
             f"worst {nmae['max']:.2%}",
             highlight=False,
         )
+        if nmae["max"] > BUSY_NMAE:
+            errors.print(
+                "The links did not follow their traces exactly: this machine was too busy. "
+                "Run fewer sessions at once (--jobs), or nothing else beside them.",
+                style="yellow",
+            )
 
 
 class RichProgress:
