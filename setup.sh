@@ -3,6 +3,7 @@
 # Safe to run again; when nothing has changed it returns at once.
 #
 #   PYTHON=python3.12 ./setup.sh          another interpreter (3.11 or newer)
+# For torch, in a fresh checkout or after 'make clean':
 #   TORCH=cuda ./setup.sh                 torch as the package index has it, CUDA libraries included
 #   TORCH_PIP_ARGS="…" ./setup.sh         your own pip arguments for torch (an index of yours, say)
 set -euo pipefail
@@ -66,11 +67,17 @@ sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH_VERSION" 2>/d
     if [ -n "${TORCH_PIP_ARGS:-}" ]; then
         # shellcheck disable=SC2086  # several arguments are meant
         "${pip[@]}" install --quiet "$wanted" $TORCH_PIP_ARGS
-    elif [ "${TORCH:-cpu}" = cuda ] || ! "${pip[@]}" install --dry-run --quiet --report - "$wanted" |
-        grep -qiE '"name": *"(nvidia|cuda)-'; then
+        return
+    fi
+    local brings=''
+    if [ "${TORCH:-cpu}" != cuda ]; then
+        brings=$("${pip[@]}" install --dry-run --quiet --report - "$wanted") ||
+            die "pip finds no $wanted; is there a network?"
+    fi
+    if ! grep -qiE '"name": *"(nvidia|cuda)-' <<<"$brings"; then
         "${pip[@]}" install --quiet "$wanted"
     else
-        say "Taking the CPU build of torch; TORCH=cuda make setup takes the one for GPUs."
+        say "Taking the CPU build of torch; for GPUs: make clean, then TORCH=cuda make setup."
         "${pip[@]}" install --quiet uv
         .venv/bin/uv pip install --quiet --python .venv/bin/python --torch-backend=cpu "$wanted"
     fi

@@ -24,7 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapters.backbones import load_backbone
-from adapters.checkpoints import CheckpointError, read_weights, save_checkpoint, write_json
+from adapters.checkpoints import (
+    CONFIG_FILE,
+    CheckpointError,
+    read_weights,
+    save_checkpoint,
+    write_json,
+)
 from adapters.datasets import (
     IGNORED,
     Batch,
@@ -416,9 +422,17 @@ class _Trainer:
         fresh.rename(folder)
 
     def load_state(self) -> None:
-        """Goes on where a killed training stopped; nothing happens if there is no state."""
+        """Goes on where a killed training stopped, or begins if it had not come to a first epoch.
+
+        Raises:
+            TrainingError: the training has finished, or its state cannot be read.
+        """
         folder = self.out / STATE_FOLDER
+        if not folder.exists():  # killed between removing the old state and naming the new one
+            folder = self.out / f"{STATE_FOLDER}.new"
         if not (folder / STATE_FILE).is_file():
+            if (self.out / CONFIG_FILE).exists():
+                raise TrainingError(f"{self.out}: this training has finished; nothing to resume")
             return
         try:
             document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))

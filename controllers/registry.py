@@ -80,7 +80,7 @@ def controller_class(task: str, name: str) -> type[Any]:
     """
     if name not in names(task):
         raise UnknownController(
-            f"unknown {task} controller {name!r}; there are {', '.join(names(task))}"
+            f"unknown {task} controller {name!r}; there are {', '.join(names(task)) or 'none'}"
         )
     importlib.import_module(f"controllers.{task}.{name}")
     return _classes[task, name]
@@ -105,8 +105,9 @@ def create(task: str, name: str, options: Mapping[str, Any] | None = None) -> Co
         controller: Controller = pydantic.TypeAdapter(cls).validate_python(given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidOptions(f"controller {name!r}, option {where}: {first['msg']}") from error
+        where = "".join(f", option {part}" for part in first["loc"][:1])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidOptions(f"controller {name!r}{where}: {message}") from error
     return controller
 
 

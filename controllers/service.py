@@ -14,6 +14,7 @@ import logging
 import math
 import signal
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -56,7 +57,7 @@ class ServiceLimits:
     Attributes:
         body_bytes: largest observation.
         body_s: longest time for the body to come in.
-        waiting: questions in work; the next one is refused at once.
+        waiting: questions to one arm in work; the next one is refused at once.
         deadline_s: longest time for an answer when the question names none.
     """
 
@@ -111,6 +112,7 @@ class _Service:
             arm: ArmThread("/".join(arm), controller) for arm, controller in arms.items()
         }
         self._metrics = Metrics()
+        self._in_work: Counter[Arm] = Counter()
 
     def start(self) -> None:
         for thread in self._threads.values():
@@ -130,6 +132,7 @@ class _Service:
             self._metrics.count(("", ""), "unknown_arm")
             raise self._unknown(arm)
         self._metrics.in_flight += 1
+        self._in_work[arm] += 1
         outcome = "ok"
         try:
             return await self._answer(request, arm)
@@ -141,11 +144,12 @@ class _Service:
             raise
         finally:
             self._metrics.in_flight -= 1
+            self._in_work[arm] -= 1
             self._metrics.count(arm, outcome)
 
     async def _answer(self, request: web.Request, arm: Arm) -> web.Response:
         thread, wire = self._threads[arm], self._wires[arm]
-        if max(self._metrics.in_flight - 1, thread.backlog) >= self.limits.waiting:
+        if max(self._in_work[arm] - 1, thread.backlog) >= self.limits.waiting:
             raise _Refusal(503, "overload", f"{self.limits.waiting} questions are waiting already")
         deadline_s = self._deadline_s(request)
         try:

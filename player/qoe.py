@@ -17,7 +17,7 @@ class QoeWeights:
         switch: per Mbit/s of difference between two chunks.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
     rebuffer: float = 4.3
     switch: float = 1.0
 

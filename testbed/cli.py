@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ from testbed.results import ResultsError, write_summary
 from testbed.runner import run_experiment
 from testbed.sandbox import SandboxError
 from testbed.serving import UsageError, serve_arms
+from testbed.topology import TopologyError
 from testbed.trace_generators import UnknownTraceFamily
 from testbed.traces import TraceFormatError
 
@@ -59,8 +61,13 @@ WRONG_INPUT = (
     UsageError,
     VideoFormatError,
     cli_training.TrainingInputError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
 )
-FAILED = (SandboxError, ShapingError, OSError)
+FAILED = (SandboxError, ShapingError, TopologyError, BrokenProcessPool, OSError)
 
 app = typer.Typer(
     help="Emulation testbed for learned network control.",
@@ -134,7 +141,7 @@ def run(
         data_dir=data_folder(data),
         base=experiment.parent,
     )
-    folder = out or Path("results") / f"{experiment.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out or _fresh_folder(experiment.stem)
     if resume and out is None:
         raise ConfigError("--resume needs --out, the folder to go on with")
     with show_progress(quiet=as_json) as progress:
@@ -180,6 +187,16 @@ def serve(
     )
 
 
+def _fresh_folder(name: str) -> Path:
+    """A result folder below ``results`` that does not exist yet."""
+    wanted = Path("results") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM came; everything unwinds, so that what runs is taken down in order."""
 
@@ -197,12 +214,12 @@ def main() -> None:
         _say("failed", error)
         sys.exit(EXIT_FAILED)
     except Interrupted as signalled:
-        errors.print("interrupted; finished sessions are kept")
+        errors.print("interrupted; what a run had finished is kept, see --resume")
         sys.exit(128 + signalled.args[0])
 
 
 def _say(what: str, error: Exception) -> None:
-    errors.print(f"{what}: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+    errors.print(f"{what}: {error}", style="red", soft_wrap=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

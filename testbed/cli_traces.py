@@ -20,6 +20,7 @@ from testbed.traces import describe, read_trace, write_mahimahi, write_two_colum
 app = typer.Typer(help="Inspect, convert and generate bandwidth traces.", no_args_is_help=True)
 
 TraceFormat = Enum("TraceFormat", {"two-column": "two-column", "mahimahi": "mahimahi"})
+MAX_DURATION_S = 7 * 86_400.0
 WRITERS = {"two-column": write_two_column, "mahimahi": write_mahimahi}
 
 
@@ -43,10 +44,10 @@ def show(
         print_json({"traces": [{"name": name} | row for name, row in described.items()]})
         return
     for name, row in described.items():
-        printed.print(name, style="bold", markup=False, highlight=False)
+        printed.print(name, style="bold")
         for key, value in row.items():
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
-            printed.print(f"  {key}: {text}", highlight=False)
+            printed.print(f"  {key}: {text}")
     if plot is not None:
         printed.print(f"Plot: {plot}", soft_wrap=True)
 
@@ -79,6 +80,8 @@ def generate(
     for name in names:
         if (out / name).exists():
             raise ConfigError(f"{out / name} exists; choose another --out or --seed")
+    if not duration_s <= MAX_DURATION_S:
+        raise ConfigError(f"--duration-s must be at most {MAX_DURATION_S:.0f}, a week")
     generated = [
         generate_trace(family, name, np.random.default_rng([seed, number]), duration_s=duration_s)
         for number, name in enumerate(names)

@@ -12,8 +12,17 @@ import typer
 
 from adapters.hindsight import Hindsight
 from adapters.pools import PoolError, describe_pool, join_pools, read_pool, write_pool
+from player.observation import ObservationError
 from testbed.collecting import collect_pool, draw_starts
-from testbed.console import data_folder, number, print_json, printed, show_progress, show_steps
+from testbed.console import (
+    data_folder,
+    errors,
+    number,
+    print_json,
+    printed,
+    show_progress,
+    show_steps,
+)
 from testbed.experiment import ConfigError, Plan, plan_experiment, read_experiment
 from testbed.rollouts import rollout_score
 from testbed.runner import default_jobs
@@ -66,11 +75,14 @@ def collect(
             on_session=progress.session_finished,
         )
     write_pool(pool, out)
+    failed = len(plan.sessions) - len(pool.episodes)
     printed.print(
         f"{len(pool.episodes)} sessions, {pool.chunks} chunks in {out}",
         soft_wrap=True,
-        highlight=False,
     )
+    if failed:
+        errors.print(f"{failed} sessions failed and are not in the pool")
+        raise typer.Exit(1)
 
 
 @pool_app.command()
@@ -84,7 +96,7 @@ def describe(
         print_json(summary)
         return
     for key, value in summary.items():
-        printed.print(f"{key}: {value}", highlight=False, markup=False, soft_wrap=True)
+        printed.print(f"{key}: {value}", soft_wrap=True)
 
 
 @train_app.command("abr")
@@ -144,6 +156,7 @@ def train_abr(
         backbones.BackboneError,
         checkpoints.CheckpointError,
         training.TrainingError,
+        ObservationError,
         PoolError,
     ) as error:
         raise TrainingInputError(str(error)) from error
@@ -153,7 +166,6 @@ def train_abr(
         printed.print(
             f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}, held out {epoch.valid_loss:.4f}, "
             f"regret {regret}, QoE {number(epoch.valid_qoe)}{chosen}",
-            highlight=False,
         )
     printed.print(f"Checkpoint: {report.checkpoint}", soft_wrap=True)
 

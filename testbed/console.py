@@ -19,7 +19,7 @@ from testbed.experiment import ConfigError, Session
 #: Above this wire error a link has missed its trace by more than packets explain.
 BUSY_NMAE = 0.01
 
-printed = Console()
+printed = Console(markup=False)
 errors = Console(stderr=True)
 
 
@@ -72,22 +72,18 @@ def show_arms(summary: Mapping[str, Any]) -> None:
         printed.print(
             f"  {pair['a']} − {pair['b']}: {number(delta['mean'], '{:+.3f}')} "
             f"{_interval(delta['ci95'], '{:+.3f}')} over {pair['n']} traces",
-            highlight=False,
         )
     for arm in summary["arms"]:
         if arm["failed"] or arm["fallbacks"]:
             printed.print(
                 f"  {arm['arm']}: {arm['failed']} of {arm['sessions']} sessions failed, "
                 f"{arm['fallbacks']} decisions by the fallback",
-                markup=False,
-                highlight=False,
             )
     nmae = summary["link"]["wire_nmae_1s"]
     if nmae["median"] is not None:
         printed.print(
             f"Link: delivered against asked (NMAE, 1 s) median {nmae['median']:.2%}, "
             f"worst {nmae['max']:.2%}",
-            highlight=False,
         )
         if nmae["max"] > BUSY_NMAE:
             errors.print(
@@ -126,8 +122,6 @@ class RichProgress:
             self._bars.console.print(
                 f"failed: {record.arm} on {record.trace}: {record.error}",
                 style="red",
-                markup=False,
-                highlight=False,
             )
         self._show()
 

@@ -98,21 +98,31 @@ def play_session(
     except Exception as error:  # whatever went wrong belongs into the session's record
         log.debug("session %d failed", session.number, exc_info=True)
         outcome.error = f"{type(error).__name__}: {error}"
-    send(
-        {
-            "session": session.number,
-            "kind": "session",
-            "record": dataclasses.asdict(_record(plan, session, outcome)),
-            "link_seconds": [
-                {"arm": session.arm.label, "trace": session.trace.name} | dataclasses.asdict(second)
-                for second in (outcome.link.seconds if outcome.link else ())
-            ],
-            "requests": [
-                {"arm": session.arm.label, "trace": session.trace.name} | request
-                for request in outcome.requests
-            ],
-        }
-    )
+    send(_ended(plan, session, outcome))
+
+
+def death_notice(plan: Plan, session: Session, status: int) -> dict[str, Any]:
+    """The message in the place of a session whose process died before it could send its own.
+
+    Args:
+        plan: the experiment.
+        session: which session.
+        status: exit status of the process, or minus the signal that killed it.
+    """
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return _ended(plan, session, _Outcome(error=f"the session's process died: {how}"))
+
+
+def _ended(plan: Plan, session: Session, outcome: _Outcome) -> dict[str, Any]:
+    which = {"arm": session.arm.label, "trace": session.trace.name}
+    seconds = outcome.link.seconds if outcome.link else ()
+    return {
+        "session": session.number,
+        "kind": "session",
+        "record": dataclasses.asdict(_record(plan, session, outcome)),
+        "link_seconds": [which | dataclasses.asdict(second) for second in seconds],
+        "requests": [which | request for request in outcome.requests],
+    }
 
 
 def _record(plan: Plan, session: Session, outcome: _Outcome) -> SessionRecord:
@@ -192,14 +202,20 @@ def _messages(end: socket.socket, network: SessionNetwork) -> Iterator[Any]:
 def _handed_over(
     control: socket.socket, session: Session, network: SessionNetwork
 ) -> Iterator[None]:
-    """Lets the controller service listen in this session's controller host."""
+    """Lets the controller service listen in this session's controller host.
+
+    A service that is gone takes nothing over; the player then finds its port closed.
+    """
     name = str(session.number).encode()
-    with socket_in(network.controller.pid, network.controller.address, CONTROLLER_PORT) as listener:
+    with (
+        socket_in(network.controller.pid, network.controller.address, CONTROLLER_PORT) as listener,
+        contextlib.suppress(OSError),
+    ):
         socket.send_fds(control, [name], [listener.fileno()])
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the service may be gone
+        with contextlib.suppress(OSError):
             control.send(name)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from controllers import registry
 from controllers.service import ControllerService
-from testbed.emulated_session import play_session, session_network
+from testbed.emulated_session import death_notice, play_session, session_network
 from testbed.emulation import decode_plan
 from testbed.experiment import Experiment, Plan, Session
 from testbed.namespaces import Child, fork_into
@@ -69,6 +69,8 @@ def _play_all(plan: Plan, control: socket.socket, send: Send, *, jobs: int) -> N
             running.remove(ended)
             ended.is_up.close()
             setting_up = [item for item in setting_up if item is not ended]
+            if status := ended.child.wait():
+                send(death_notice(plan, ended.session, status))
 
 
 def _start(plan: Plan, session: Session, control: socket.socket, send: Send) -> _Running:
@@ -105,14 +107,16 @@ def controller_process(experiment: Experiment) -> Iterator[socket.socket]:
     """The controller service in a process of its own.
 
     Yields:
-        The socket through which sessions hand over listening sockets: see :func:`hand_over`.
+        The socket through which sessions hand over their listening sockets.
 
     Raises:
         UnknownController, InvalidOptions: a controller cannot be made.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ready_here, ready_there = os.pipe()
-    with ours, theirs, fork_into(None, _serve_controllers, experiment, theirs, ready_there):
+    with theirs:  # held by the service alone, so that its death is felt at once
+        service = fork_into(None, _serve_controllers, experiment, theirs, ready_there)
+    with ours, service:
         os.close(ready_there)
         with os.fdopen(ready_here, encoding="utf-8") as ready:
             answer = json.loads(ready.readline() or '["ControllerStartError", "it died"]')

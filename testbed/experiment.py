@@ -27,13 +27,14 @@ RUNNABLE_TASKS = ("abr",)
 MAX_EXPERIMENT_BYTES = 2**20
 #: Start index of a session when the experiment does not name one: the beginning of the trace.
 FIRST_START_INDEX = 1
+MAX_DECISION_TIMEOUT_S = 3600.0  # the longest deadline that the controller service takes
 
 
 class ConfigError(ValueError):
     """The experiment file, or what it names, is wrong; the message says where."""
 
 
-_FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid")
+_FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,6 +400,7 @@ def _check_values(experiment: Experiment, where: str) -> None:
     for label in labels:
         require(labels.count(label) == 1, f"arms: {label!r} occurs twice; give each a name")
     require(experiment.chunks >= 2, "chunks: at least 2 (chunk 0 is not scored)")
+    require(experiment.seed >= 0, "seed: must not be negative")
     require(experiment.limit is None or experiment.limit >= 1, "limit: must be at least 1")
     require(0 <= link.delay_ms <= 10_000, "link.delay_ms: must be 0 to 10000")
     require(0 <= link.loss < 1, "link.loss: must be at least 0 and below 1")
@@ -408,7 +410,10 @@ def _check_values(experiment: Experiment, where: str) -> None:
         "controller_link.delay_ms: must be 0 to 10000",
     )
     require(player.buffer_cap_s > 0, "player.buffer_cap_s: must be positive")
-    require(player.decision_timeout_s > 0, "player.decision_timeout_s: must be positive")
+    require(
+        0 < player.decision_timeout_s <= MAX_DECISION_TIMEOUT_S,
+        f"player.decision_timeout_s: must be above 0 and at most {MAX_DECISION_TIMEOUT_S:.0f}",
+    )
     require(player.chunk_timeout_s > 0, "player.chunk_timeout_s: must be positive")
     thinking = experiment.simulation.decision_s
     require(isinstance(thinking, str) or thinking >= 0, "simulation.decision_s: must be >= 0")

@@ -89,16 +89,23 @@ class ShapingError(RuntimeError):
     """The kernel did not shape the link as asked; a session must not run on it."""
 
 
+TOOL_TIMEOUT_S = 30.0
+
+
 def run_tool(*command: str) -> str:
     """Runs a system tool and returns its output.
 
     Raises:
-        ShapingError: it failed; with what it said.
+        ShapingError: it failed, with what it said, or hangs.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=TOOL_TIMEOUT_S
+        )
     except FileNotFoundError as error:
         raise ShapingError(f"the program {command[0]} is missing: install iproute2") from error
+    except subprocess.TimeoutExpired as error:
+        raise ShapingError(f"{' '.join(command)}: no answer in {TOOL_TIMEOUT_S} s") from error
     if done.returncode:
         raise ShapingError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout

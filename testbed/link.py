@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from testbed.namespaces import Child, fork_into, in_network_of
 from testbed.replay import LinkSecond as LinkSecond
 from testbed.replay import Replay, replay_process
 from testbed.tap import TUN_REMEDY, tap_problem
-
-log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "kernel", "userspace")
 WARM_UP_BINS = 2  # slow start fills the queue in these

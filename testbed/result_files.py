@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from testbed.results import (
     LINK,
     SESSIONS,
     TRACES,
+    ResultsError,
     read_sessions,
     replace_file,
 )
@@ -40,8 +42,9 @@ PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "pyroute2", "torch", "tornado
 class ResultFiles:
     """An open result folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_new: bool = False) -> None:
         self.folder = folder
+        self._is_new = is_new
 
     @classmethod
     def create(cls, folder: Path, experiment: Experiment, *, resume: bool) -> ResultFiles:
@@ -52,6 +55,9 @@ class ResultFiles:
                 another experiment.
         """
         described = dump_experiment(experiment)
+        is_new = not folder.exists()
+        if not is_new and not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder")
         path = folder / EXPERIMENT
         if (folder / SESSIONS).exists():
             if not resume:
@@ -64,6 +70,7 @@ class ResultFiles:
                 )
             _drop_torn_line(folder / SESSIONS)
             finished = cls(folder).finished()
+            _keep_rows_of(finished, folder / SESSIONS)
             _keep_rows_of(finished, folder / LINK)
             _keep_rows_of(finished, folder / REQUESTS)
         elif not path.exists() and folder.exists() and any(folder.iterdir()):
@@ -73,7 +80,12 @@ class ResultFiles:
             replace_file(path, described)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot write: {error.strerror}") from error
-        return cls(folder)
+        return cls(folder, is_new=is_new)
+
+    def discard_if_empty(self) -> None:
+        """Removes the folder if this run made it and no session was kept in it."""
+        if self._is_new and not (self.folder / SESSIONS).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def finished(self) -> frozenset[tuple[str, str]]:
         """(arm, trace) of the sessions that are in the folder with status ok."""
@@ -121,7 +133,7 @@ class ResultFiles:
         self._append(REQUESTS, rows)
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
@@ -142,11 +154,15 @@ def _keep_rows_of(finished: frozenset[tuple[str, str]], path: Path) -> None:
     _drop_torn_line(path)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
 
-    def is_kept(line: str) -> bool:
-        row = json.loads(line)
-        return (row["arm"], row["trace"]) in finished
-
-    replace_file(path, "".join(filter(is_kept, lines)))
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if (row["arm"], row["trace"]) in finished:
+                kept.append(line)
+        except (ValueError, LookupError, TypeError) as error:
+            raise ResultsError(f"{path}:{number}: malformed line: {error}") from error
+    replace_file(path, "".join(kept))
 
 
 def _commit() -> str | None:

@@ -1,6 +1,6 @@
 """Reads a result folder and condenses it into ``summary.json``.
 
-The files and their keys are those of the project's architecture page. Keys that are not known here
+The files and their keys are described in ``docs/reference.md``. Keys that are not known here
 are passed over, so that newer runs stay readable; known ones must be right. A run may be killed at
 any moment: a last line without an end is left out with a warning, any other malformed line is an
 error.

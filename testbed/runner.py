@@ -81,7 +81,11 @@ def run_experiment(
         jobs = jobs or default_jobs(plan, pending)
         environment = _environment(plan, jobs)
         files.write_environment(environment)
-        _play(plan, pending, files, environment, progress)
+        try:
+            _play(plan, pending, files, environment, progress)
+        except Exception:
+            files.discard_if_empty()
+            raise
     summary = write_summary(folder)
     build_report([folder])
     failed = sum(int(arm["failed"]) for arm in summary["arms"])

@@ -24,9 +24,9 @@ def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[
     Raises:
         UnknownController, InvalidOptions: before the first session.
     """
+    player = SessionPlayer(plan)
+    player.prepare(sessions)  # whatever is wrong with an arm is found before any session
     if jobs == 1:
-        player = SessionPlayer(plan)
-        player.prepare(sessions)
         yield from map(player.play, sessions)
         return
     with ProcessPoolExecutor(

@@ -74,10 +74,6 @@ class Svg:
         """A path; ``commands`` in SVG's path language."""
         self._add("path", f'd="{commands}"', css)
 
-    def polyline(self, points: Iterable[tuple[float, float]], css: str) -> None:
-        """A line through points."""
-        self.path(path_through(points), css)
-
     def text(
         self, x: float, y: float, content: str, css: str = "tick", anchor: Anchor = "start"
     ) -> None:

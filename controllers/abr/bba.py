@@ -21,6 +21,10 @@ class Bba:
     reservoir_s: float = 5.0
     cushion_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        if not (self.reservoir_s >= 0 and self.cushion_s > 0):
+            raise ValueError("needs reservoir_s >= 0 and cushion_s > 0")
+
     def decide(self, observation: AbrObservation) -> int:
         """Returns the level for the current buffer."""
         top = observation.levels - 1

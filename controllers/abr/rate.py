@@ -23,7 +23,7 @@ class Rate:
     safety: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.safety <= 0:
+        if not (self.window >= 1 and self.safety > 0):
             raise ValueError("window must be at least 1 and safety positive")
 
     def decide(self, observation: AbrObservation) -> int:
