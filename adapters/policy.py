@@ -112,6 +112,14 @@ class AbrPolicy(nn.Module):
         Raises:
             LadderError: a ladder has another number of levels than the model's.
         """
+        self._check_ladders(observations)
+        windows = [window_features(one, self.config.block) for one in observations]
+        steps = [len(window.action) for window in windows]
+        batch = stack([pad_steps(window, max(steps)) for window in windows])
+        every = self.forward(self.tensors(batch))  # (B, S, levels)
+        return every[torch.arange(len(steps)), torch.tensor(steps) - 1]
+
+    def _check_ladders(self, observations: Sequence[AbrObservation]) -> None:
         for observation in observations:
             if observation.levels != self.config.levels:
                 raise LadderError(
@@ -119,11 +127,6 @@ class AbrPolicy(nn.Module):
                     f"the ladder has {observation.levels} levels, but the checkpoint was trained "
                     f"for a ladder of {self.config.levels}",
                 )
-        windows = [window_features(one, self.config.block) for one in observations]
-        steps = [len(window.action) for window in windows]
-        batch = stack([pad_steps(window, max(steps)) for window in windows])
-        every = self.forward(self.tensors(batch))  # (B, S, levels)
-        return every[torch.arange(len(steps)), torch.tensor(steps) - 1]
 
     def tensors(self, batch: StepFeatures, returns: Tensor | None = None) -> StepTensors:
         """Puts ``(B, S, …)`` features where the weights are; returns default to the target."""
@@ -137,7 +140,12 @@ class AbrPolicy(nn.Module):
         return self.decide_many([observation])[0]
 
     def decide_many(self, observations: Sequence[AbrObservation]) -> list[int]:
-        """Decides several observations, of one session or of many, in one pass."""
+        """Decides several observations, of one session or of many, in one pass.
+
+        Raises:
+            LadderError: a ladder has another number of levels than the model's.
+        """
+        self._check_ladders(observations)
         known = [index for index, one in enumerate(observations) if one.history]
         levels = np.zeros(len(observations), dtype=np.int64)
         if known:
