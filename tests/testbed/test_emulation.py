@@ -204,6 +204,17 @@ def test_a_server_killed_in_mid_session_fails_that_session_alone(folder: Path) -
     ]
 
 
+def test_a_session_whose_process_dies_is_recorded_as_failed(folder: Path) -> None:
+    out = folder / "out"
+    run = start("run", folder / "slow.toml", "--out", out, "--json")
+    kill_when_it_appears(run, "play_session", after_s=2.0)
+    status, errors = finish(run)
+    assert status == 1, errors
+    (session,) = rows(out / "sessions.jsonl")
+    assert session["status"] == "failed"
+    assert "died: signal 9" in str(session["error"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_leaves_nothing_and_can_be_resumed(folder: Path, number: int) -> None:
     out = folder / "out"
@@ -246,3 +257,4 @@ def test_what_the_kernel_cannot_do_is_said_before_the_run(folder: Path) -> None:
     assert done.returncode == 2
     assert "netem" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (folder / "out").exists()
