@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from player.trace import Trace
 from testbed.htb import ShapingError, qdisc_problem, run_tool
@@ -140,14 +141,18 @@ def diagnose() -> Diagnosis:
 
 def render(diagnosis: Diagnosis) -> Table:
     """The diagnosis for people."""
-    verdict = "ready" if diagnosis.ready else "not ready: a required check failed"
+    verdict = (
+        "ready"
+        if diagnosis.ready
+        else "emulation cannot work here; simulated experiments still run"
+    )
     table = Table(title=f"testbed doctor: {verdict}", title_justify="left")
     table.add_column("")
     table.add_column("check")
     table.add_column("result", overflow="fold")
     for name, check in diagnosis.checks.items():
-        mark = "[green]✓[/]" if check.ok else "[red]✗[/]" if check.required else "[yellow]–[/]"
-        table.add_row(mark, name, check.detail.replace("[", r"\["))
+        failed = Text("✗", "red") if check.required else Text("–", "yellow")
+        table.add_row(Text("✓", "green") if check.ok else failed, name, Text(check.detail))
     for label, names in (
         ("link", diagnosis.link_backends),
         ("switch", diagnosis.switches),
