@@ -141,11 +141,7 @@ def diagnose() -> Diagnosis:
 
 def render(diagnosis: Diagnosis) -> Table:
     """The diagnosis for people."""
-    verdict = (
-        "ready"
-        if diagnosis.ready
-        else "emulation cannot work here; simulated experiments still run"
-    )
+    verdict = "ready" if diagnosis.ready else "not ready; simulated experiments still run"
     table = Table(title=f"testbed doctor: {verdict}", title_justify="left")
     table.add_column("")
     table.add_column("check")
