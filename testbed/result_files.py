@@ -36,7 +36,7 @@ from testbed.results import (
 
 REQUESTS = "requests.jsonl"
 #: Packages whose versions can change a result.
-PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "pyroute2", "torch", "tornado", "transformers")
+PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "torch", "tornado", "transformers")
 
 
 class ResultFiles:
