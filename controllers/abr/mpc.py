@@ -30,7 +30,11 @@ class Mpc:
 
     def decide(self, observation: AbrObservation) -> int:
         """Returns the first level of the best plan; the lowest before any measurement."""
-        predicted = harmonic_mean_kbps(observation.history)
+        predicted = self.predicted_kbps(observation)
         if predicted is None:
             return 0
         return best_level(observation, predicted, horizon=self.horizon, weights=self.qoe)
+
+    def predicted_kbps(self, observation: AbrObservation) -> float | None:
+        """Throughput to plan with, kbit/s; None before any measurement."""
+        return harmonic_mean_kbps(observation.history)

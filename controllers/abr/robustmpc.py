@@ -9,34 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controllers.planning import best_level
+from controllers.abr.mpc import Mpc
 from controllers.registry import register
 from controllers.throughput import harmonic_mean_kbps, worst_recent_error
-from player.observation import UPCOMING_LIMIT, AbrObservation
-from player.qoe import PENSIEVE_QOE, QoeWeights
+from player.observation import AbrObservation
 
 
 @register("abr", "robustmpc")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RobustMpc:
-    """Best of all plans at a pessimistic throughput.
+class RobustMpc(Mpc):
+    """:class:`Mpc`, options and all, at a pessimistic throughput."""
 
-    Attributes:
-        horizon: chunks to look ahead, 1 to 8; never more than ``planning.MAX_PLANS`` plans.
-        qoe: weights of the QoE that is planned for.
-    """
-
-    horizon: int = 5
-    qoe: QoeWeights = PENSIEVE_QOE
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.horizon <= UPCOMING_LIMIT:
-            raise ValueError(f"horizon must be 1 to {UPCOMING_LIMIT}, is {self.horizon}")
-
-    def decide(self, observation: AbrObservation) -> int:
-        """Returns the first level of the best plan; the lowest before any measurement."""
+    def predicted_kbps(self, observation: AbrObservation) -> float | None:
+        """Lower bound of the throughput, kbit/s; None before any measurement."""
         predicted = harmonic_mean_kbps(observation.history)
         if predicted is None:
-            return 0
-        bound_kbps = predicted / (1 + worst_recent_error(observation.history))
-        return best_level(observation, bound_kbps, horizon=self.horizon, weights=self.qoe)
+            return None
+        return predicted / (1 + worst_recent_error(observation.history))
