@@ -28,8 +28,8 @@ from testbed.builtin import DataNotFound
 from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
 from testbed.doctor import diagnose, render
 from testbed.experiment import ConfigError, plan_experiment, read_experiment
-from testbed.htb import ShapingError
-from testbed.link import LinkUnsupported
+from testbed.links.backends import LinkUnsupported
+from testbed.links.htb import ShapingError
 from testbed.plots import PlotError
 from testbed.report import build_report
 from testbed.results import ResultsError, write_summary

@@ -25,11 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from player.trace import Trace
-from testbed.htb import ShapingError, qdisc_problem, run_tool
-from testbed.link import NETEM_REMEDY, LinkSpec
+from testbed.links.backends import NETEM_REMEDY
+from testbed.links.htb import ShapingError, qdisc_problem, run_tool
+from testbed.links.spec import DirectionSpec, LinkSpec
+from testbed.links.tap import TUN_REMEDY, tap_problem
 from testbed.namespaces import fork_into, unshare_network
 from testbed.sandbox import Mode, SandboxError, Send, probe_sandbox, run_in_sandbox, tool_path
-from testbed.tap import TUN_REMEDY, tap_problem
 
 DISTRIBUTION = "netllm-testbed"
 DEFAULT_CONGESTION = "cubic"
@@ -347,7 +348,9 @@ def _build_network(backend: str, **options: Any) -> str | None:
     try:
         from testbed.topology import SessionNetwork  # Mininet may be what is missing
 
-        with SessionNetwork(LinkSpec(trace, backend=backend), **options) as network:
+        with SessionNetwork(
+            LinkSpec(down=DirectionSpec(trace=trace), backend=backend), **options
+        ) as network:
             network.start_replay()
             network.stop_replay()
     except (ImportError, OSError, RuntimeError, ValueError) as error:

@@ -24,7 +24,8 @@ from player.qoe import session_qoe
 from player.records import ChunkRecord, LinkRecord, SessionRecord
 from player.server import HostedVideo, RequestLogEntry, serve
 from testbed.experiment import Experiment, Plan, Session
-from testbed.link import LinkMeasurement, LinkSpec
+from testbed.links.measurement import LinkMeasurement
+from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec
 from testbed.namespaces import fork_into, socket_in, unshare_network
 from testbed.sandbox import Send
 from testbed.topology import SessionNetwork
@@ -61,13 +62,16 @@ def session_network(experiment: Experiment, session: Session) -> SessionNetwork:
     link = experiment.link
     return SessionNetwork(
         LinkSpec(
-            trace=session.trace,
-            start_s=session.start_s,
-            delay_ms=link.delay_ms,
-            loss=link.loss,
-            queue_packets=link.queue_packets,
+            down=DirectionSpec(
+                trace=session.trace,
+                start_s=session.start_s,
+                delay_ms=link.delay_ms,
+                loss=link.loss,
+                queue=QueueSpec(packets=link.queue_packets),
+                seed=f"{experiment.seed}/{session.number}",
+            ),
+            up=DirectionSpec(delay_ms=link.delay_ms),
             backend=link.backend,
-            seed=f"{experiment.seed}/{session.number}",
         ),
         controller_delay_ms=experiment.controller_link.delay_ms,
         switch=experiment.network.switch,

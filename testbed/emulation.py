@@ -22,8 +22,8 @@ from testbed.experiment import (
     experiment_document,
     parse_experiment,
 )
-from testbed.htb import ShapingError
-from testbed.link import Backend, LinkUnsupported
+from testbed.links.backends import Backend, LinkUnsupported
+from testbed.links.htb import ShapingError
 from testbed.sandbox import SandboxError, run_in_sandbox
 
 ENTRY = "testbed.emulation_inside:run_sessions"

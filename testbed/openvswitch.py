@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from testbed.htb import ShapingError, run_tool
+from testbed.links.htb import ShapingError, run_tool
 from testbed.namespaces import fork_into
 
 Datapath = Literal["kernel", "user"]

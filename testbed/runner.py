@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from player.records import SessionRecord
 from testbed.emulation import EmulatedSession, emulate
 from testbed.experiment import Plan, Session
-from testbed.link import Backend
+from testbed.links.backends import Backend
 from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary

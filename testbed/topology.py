@@ -29,20 +29,16 @@ from mininet.net import Mininet
 from mininet.node import OVSBridge
 from mininet.nodelib import LinuxBridge
 
-from testbed.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
-from testbed.link import (
-    Backend,
-    LinkMeasurement,
-    LinkProcess,
-    LinkSpec,
-    Replayer,
-    choose_backend,
-    netem_options,
-)
+from testbed.links.backends import Backend, choose_backend, netem_options
+from testbed.links.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
+from testbed.links.kernel import Replayer
+from testbed.links.measurement import LinkMeasurement
+from testbed.links.process import RunningLink
+from testbed.links.spec import LinkSpec
+from testbed.links.tap import open_tap
+from testbed.links.userspace import TapPair, UserspaceLink
 from testbed.namespaces import in_network_of, socket_in
 from testbed.openvswitch import SwitchUnsupported, check_installed, private_openvswitch
-from testbed.tap import open_tap
-from testbed.userspace import TapPair, UserspaceLink
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +146,7 @@ class SessionNetwork:
         self._congestion = congestion
         self._needs_checksums = False  # a switch in user space drops packets without
         self._cleanup = contextlib.ExitStack()
-        self._replayer: LinkProcess | None = None
+        self._replayer: RunningLink | None = None
 
     def check(self) -> Backend:
         """Checks that this machine can make such a network; needs a sandbox, but builds nothing.
@@ -220,7 +216,7 @@ class SessionNetwork:
         """
         self._running_replayer().check_alive()
 
-    def _running_replayer(self) -> LinkProcess:
+    def _running_replayer(self) -> RunningLink:
         if self._replayer is None:
             raise RuntimeError("the network is not up: use it as a context manager")
         return self._replayer
@@ -288,7 +284,8 @@ class SessionNetwork:
     def _configure_hosts(self) -> None:
         delay_ms = loss = control_ms = 0.0  # what netem has to do
         if self.backend == "kernel":
-            delay_ms, loss = self._link.delay_ms, self._link.loss
+            assert isinstance(self._link.down.loss, float)
+            delay_ms, loss = self._link.down.delay_ms, self._link.down.loss
             control_ms = self._controller_delay_ms
         down = netem_options(delay_ms, loss)
         up = netem_options(delay_ms)

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from player.trace import Trace
-from testbed.htb import HtbClass, ShapingError, qdisc_problem, run_tool
-from testbed.link import LinkSpec
+from testbed.links.htb import HtbClass, ShapingError, qdisc_problem, run_tool
+from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec
 from testbed.namespaces import Child, bring_up, fork_into, in_network_of, socket_in, unshare_network
 from testbed.sandbox import Send, probe_sandbox, run_in_sandbox, tool_path
 
@@ -219,8 +219,24 @@ def build(job: dict[str, Any]) -> Any:
     from testbed.topology import SessionNetwork
 
     trace = Trace("test", np.array(job["times_s"]), np.array(job["rates_mbps"]))
-    link = LinkSpec(trace, **job.get("link", {}))
-    return SessionNetwork(link, **job.get("network", {}))
+    return SessionNetwork(link_of(trace, **job.get("link", {})), **job.get("network", {}))
+
+
+def link_of(
+    trace: Trace,
+    *,
+    backend: str = "auto",
+    delay_ms: float = 0.0,
+    queue_packets: int = 100,
+    **down: Any,
+) -> LinkSpec:
+    """A link with the same delay both ways."""
+    queue = QueueSpec(packets=queue_packets)
+    return LinkSpec(
+        down=DirectionSpec(trace=trace, delay_ms=delay_ms, queue=queue, **down),
+        up=DirectionSpec(delay_ms=delay_ms),
+        backend=backend,
+    )
 
 
 def source(listener: socket.socket) -> None:

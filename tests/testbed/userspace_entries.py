@@ -12,10 +12,10 @@ from typing import Any
 from emulation_entries import PORT, build
 
 from testbed.emulated_session import _messages
-from testbed.htb import ShapingError
+from testbed.links.htb import ShapingError
+from testbed.links.tap import tap_problem
 from testbed.namespaces import fork_into, in_network_of, socket_in
 from testbed.sandbox import Send
-from testbed.tap import tap_problem
 
 ENGINE = "engine_process"
 

@@ -17,8 +17,8 @@ from collections import deque
 import numpy as np
 
 from player.trace import BITS_PER_MEGABIT, Trace
-from testbed.htb import BITS_PER_BYTE
-from testbed.replay import ARRIVAL_DEADLINE_S, BIN_S, SHORTEST_BIN_S, LinkSecond
+from testbed.links.htb import BITS_PER_BYTE
+from testbed.links.measurement import ARRIVAL_DEADLINE_S, BIN_S, SHORTEST_BIN_S, LinkSecond
 
 LONG_AGO_S = -math.inf
 
@@ -138,7 +138,7 @@ class DeliveryBins:
     """What came out of a queue, second by second.
 
     While packets wait, the border between two bins is moved to the next delivery, as with the
-    kernel's link (``testbed.replay``).
+    kernel's link (``testbed.links.replay``).
     """
 
     def __init__(self, queue: PacketQueue, began_s: float) -> None:

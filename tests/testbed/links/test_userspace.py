@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from player.trace import Trace
-from testbed import link as link_module
 from testbed import sandbox
-from testbed.link import LinkSpec, LinkUnsupported, choose_backend
+from testbed.links import backends
+from testbed.links.backends import LinkUnsupported, choose_backend
 from testbed.sandbox import SandboxProbe, run_in_sandbox
 
 LOOSE_NMAE = 0.01
@@ -67,7 +67,7 @@ def test_the_back_end_is_one_that_can_do_what_is_asked(
     why: str,
 ) -> None:  # fmt: skip
     pretend(monkeypatch, missing)
-    chosen = choose_backend(LinkSpec(TRACE, **asked))
+    chosen = choose_backend(entries.link_of(TRACE, **asked))
     assert chosen.name == name
     assert why in chosen.why
 
@@ -89,7 +89,7 @@ def test_a_link_that_cannot_be_made_comes_with_the_remedies(
 ) -> None:
     pretend(monkeypatch, missing)
     with pytest.raises(LinkUnsupported) as caught:
-        choose_backend(LinkSpec(TRACE, **asked))
+        choose_backend(entries.link_of(TRACE, **asked))
     for remedy in remedies:
         assert remedy in str(caught.value)
 
@@ -98,8 +98,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]) -> None:
     def qdisc_problem(kind: str, *options: str) -> str | None:
         return f"{kind} is unknown" if kind in missing else None
 
-    monkeypatch.setattr(link_module, "qdisc_problem", qdisc_problem)
-    monkeypatch.setattr(link_module, "tap_problem", lambda: "none" if "tap" in missing else None)
+    monkeypatch.setattr(backends, "qdisc_problem", qdisc_problem)
+    monkeypatch.setattr(backends, "tap_problem", lambda: "none" if "tap" in missing else None)
 
 
 @pytest.mark.emulation

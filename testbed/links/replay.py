@@ -19,13 +19,13 @@ import os
 import select
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from player.trace import Trace
-from testbed.htb import (
+from testbed.links.htb import (
     BITS_PER_BYTE,
     PACKET_BYTES,
     HtbClass,
@@ -33,47 +33,22 @@ from testbed.htb import (
     clip_rate,
     schedule,
 )
+from testbed.links.measurement import (
+    ARRIVAL_DEADLINE_S,
+    BIN_S,
+    NEVER_S,
+    SHORTEST_BIN_S,
+    LinkSecond,
+)
 from testbed.namespaces import set_timer_slack_ns
 
-BIN_S = 1.0
-SHORTEST_BIN_S = 0.02
 BACKLOG_POLL_S = 0.010
 ARRIVAL_POLL_S = 0.0005
-ARRIVAL_DEADLINE_S = 0.5  # how far the border of a bin may move
 LATE_S = 0.002  # delays of a change of the rate below this are left alone
 PAYBACK_S = 0.05
 DEEPEST_CUT = 0.5  # share of the rate by which it is lowered to pay back
 LONGEST_PAYBACK_S = 1.0
-NEVER_S = float("inf")
 REAL_TIME_PRIORITY = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LinkSecond:
-    """One bin.
-
-    Attributes:
-        second: its number; 0 begins with the session.
-        begin_s: when the counters were read, seconds since the start of the replay.
-        end_s: when they were read next.
-        asked_bits: integral of the trace between the two.
-        delivered_bits: layer-3 bits that the client's interface received between the two.
-        saturated: whether the bottleneck's queue was never seen empty.
-        backlog_packets: longest queue that was seen.
-        drops: packets that found the queue full.
-        late_s: longest delay with which the kernel took a change of the rate; user-space link: with
-            which a packet was delivered.
-    """
-
-    second: int
-    begin_s: float
-    end_s: float
-    asked_bits: float
-    delivered_bits: float
-    saturated: bool
-    backlog_packets: int
-    drops: int
-    late_s: float = 0.0
 
 
 class _Bin:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from player.trace import Trace
-from testbed.htb import (
+from testbed.links.htb import (
     BITS_PER_BYTE,
     MIN_BYTES_PER_S,
     PACKET_BYTES,

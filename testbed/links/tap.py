@@ -10,7 +10,7 @@ import fcntl
 import os
 import struct
 
-from testbed.htb import ShapingError, run_tool
+from testbed.links.htb import ShapingError, run_tool
 
 TUN_DEVICE = "/dev/net/tun"
 TUN_REMEDY = f"sudo modprobe tun; sudo chmod 0666 {TUN_DEVICE}"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from player.trace import Trace
-from testbed import replay
-from testbed.htb import ClassState
-from testbed.replay import PAYBACK_S, Replay
+from testbed.links import replay
+from testbed.links.htb import ClassState
+from testbed.links.replay import PAYBACK_S, Replay
 
 
 class FakeClass:

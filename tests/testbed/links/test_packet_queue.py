@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from player.trace import Trace
-from testbed.packet_queue import DeliveryBins, PacketQueue
+from testbed.links.packet_queue import DeliveryBins, PacketQueue
 
 PACKET_BYTES = 1500
 PACKET_BITS = PACKET_BYTES * 8.0

@@ -1,8 +1,8 @@
 """The user-space link: one process carries the packets of all links of a session.
 
 Each link is a pair of TAP interfaces, one in the network of either end. The process (the engine)
-reads a frame from one, asks ``testbed.packet_queue`` when it is to leave, and writes it into the
-other at that time. It needs no queueing discipline of the kernel.
+reads a frame from one, asks ``testbed.links.packet_queue`` when it is to leave, and writes it into
+the other at that time. It needs no queueing discipline of the kernel.
 
 The engine counts what it hands over to the client; at the end the kernel's counter of that
 interface must say the same, and no packet may have been dropped before it was read. The engine also
@@ -25,11 +25,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from testbed.htb import ETHERNET_HEADER_BYTES, ReceiveCounter, ShapingError
-from testbed.link import LinkProcess, LinkSpec
+from testbed.links.htb import ETHERNET_HEADER_BYTES, ReceiveCounter, ShapingError
+from testbed.links.measurement import NEVER_S
+from testbed.links.packet_queue import DeliveryBins, PacketQueue
+from testbed.links.process import LinkProcess
+from testbed.links.replay import REAL_TIME_PRIORITY
+from testbed.links.spec import LinkSpec
 from testbed.namespaces import in_network_of, set_timer_slack_ns
-from testbed.packet_queue import DeliveryBins, PacketQueue
-from testbed.replay import NEVER_S, REAL_TIME_PRIORITY
 
 BATCH_PACKETS = 64
 FRAME_BYTES = 2048
@@ -232,14 +234,15 @@ class UserspaceLink(LinkProcess):
 def _pipes(
     link: LinkSpec, media: TapPair, control: TapPair | None, control_delay_s: float
 ) -> list[Pipe]:
-    delay_s = link.delay_ms / MILLISECONDS_PER_S
+    down, delay_s = link.down, link.down.delay_ms / MILLISECONDS_PER_S
+    assert isinstance(down.loss, float)
     bottleneck = PacketQueue(
-        link.trace,
-        start_s=link.start_s,
+        down.trace,
+        start_s=down.start_s,
         delay_s=delay_s,
-        loss=link.loss,
-        limit_packets=link.queue_packets,
-        seed=link.seed,
+        loss=down.loss,
+        limit_packets=down.queue.packets,
+        seed=down.seed,
     )
     pipes = [
         Pipe(media.near, media.far, bottleneck),

@@ -1,0 +1,1 @@
+"""Links that replay traces, and the proof that they did."""
