@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from player.trace import BITS_PER_MEGABIT, FloatArray, Trace, TraceError
 
+IntArray = npt.NDArray[np.int64]
 TraceFormat = Literal["two-column", "mahimahi"]
 
 OPPORTUNITY_BITS = 1500 * 8
@@ -141,9 +143,38 @@ def write_mahimahi(trace: Trace, path: Path) -> None:
         TraceFormatError: the trace cannot be told in this format: less than one packet per pass,
             or more lines than the reader takes.
     """
-    stamps_ms = _opportunities_ms(trace, path)
+    try:
+        stamps_ms = opportunities_ms(trace)
+    except TraceError as error:
+        raise TraceFormatError(f"{path}: {error}") from error
     text = "\n".join(map(str, stamps_ms.tolist())) + "\n"
     path.write_text(text, encoding="ascii")
+
+
+def opportunities_ms(trace: Trace) -> IntArray:
+    """The delivery opportunities of one pass of a trace, as ``write_mahimahi`` describes them.
+
+    Returns:
+        ``(n,)`` milliseconds, not decreasing; the last one is the period.
+
+    Raises:
+        TraceError: less than one packet per pass, or more opportunities than the reader takes.
+    """
+    period_ms = max(round(trace.duration_s * MS_PER_S), 1)
+    total_bits = trace.mean_mbps * BITS_PER_MEGABIT * trace.duration_s
+    count = int(total_bits / OPPORTUNITY_BITS + _ROUNDING_PACKETS)
+    if count < 1:
+        raise TraceError(
+            f"{trace.name} sends {total_bits:.0f} bits per pass; the Mahimahi format needs "
+            f"at least one packet of {OPPORTUNITY_BITS}"
+        )
+    if count * (len(str(period_ms)) + 1) > MAX_FILE_BYTES:
+        raise TraceError(f"{trace.name} takes {count} lines, more than {MAX_FILE_BYTES} bytes")
+    packets = np.arange(1, count + 1, dtype=np.float64) - _ROUNDING_PACKETS
+    stamps_ms = np.ceil(trace.time_of_bits(packets * OPPORTUNITY_BITS) * MS_PER_S - _ROUNDING_MS)
+    stamps_ms = np.clip(stamps_ms, 0, period_ms)
+    stamps_ms[-1] = period_ms
+    return stamps_ms.astype(np.int64)
 
 
 def describe(trace: Trace) -> TraceSummary:
@@ -262,26 +293,6 @@ def _trace_of_opportunities(path: Path, stamps_ms: FloatArray, bin_s: float) -> 
     counts[1] += counts[0]  # at 0 ms, where no step ends
     rates_mbps = counts[1:] * OPPORTUNITY_BITS / np.diff(edges_ms) * MS_PER_S / BITS_PER_MEGABIT
     return Trace(path.name, edges_ms / MS_PER_S, np.concatenate((rates_mbps[:1], rates_mbps)))
-
-
-def _opportunities_ms(trace: Trace, path: Path) -> FloatArray:
-    period_ms = max(round(trace.duration_s * MS_PER_S), 1)
-    total_bits = trace.mean_mbps * BITS_PER_MEGABIT * trace.duration_s
-    count = int(total_bits / OPPORTUNITY_BITS + _ROUNDING_PACKETS)
-    if count < 1:
-        raise TraceFormatError(
-            f"{path}: {trace.name} sends {total_bits:.0f} bits per pass; the Mahimahi format needs "
-            f"at least one packet of {OPPORTUNITY_BITS}"
-        )
-    if count * (len(str(period_ms)) + 1) > MAX_FILE_BYTES:
-        raise TraceFormatError(
-            f"{path}: {trace.name} takes {count} lines, more than {MAX_FILE_BYTES} bytes"
-        )
-    packets = np.arange(1, count + 1, dtype=np.float64) - _ROUNDING_PACKETS
-    stamps_ms = np.ceil(trace.time_of_bits(packets * OPPORTUNITY_BITS) * MS_PER_S - _ROUNDING_MS)
-    stamps_ms = np.clip(stamps_ms, 0, period_ms)
-    stamps_ms[-1] = period_ms
-    return stamps_ms.astype(np.int64)
 
 
 def _longest_outage_s(rates: FloatArray, widths_s: FloatArray) -> float:

@@ -138,6 +138,10 @@ class DirectionSpec:
         if not isinstance(self.loss, GilbertElliott):
             _require(0.0 <= self.loss < 1.0, "loss", self.loss, "at least 0 and below 1")
         _require(0.0 <= self.duplicate <= 1.0, "duplicate", self.duplicate, "from 0 to 1")
+        if self.replay == "opportunities":
+            _require(
+                self.at_end != "hold", "at_end", self.at_end, "loop or stop, with opportunities"
+            )
 
     @property
     def is_random(self) -> bool:

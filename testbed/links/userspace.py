@@ -1,51 +1,75 @@
-"""The user-space link: one process carries the packets of all links of a session.
+"""The user-space link: packets go from one TAP interface to another through a program of ours.
 
-Each link is a pair of TAP interfaces, one in the network of either end. The process (the engine)
-reads a frame from one, asks ``testbed.links.packet_queue`` when it is to leave, and writes it into
-the other at that time. It needs no queueing discipline of the kernel.
+Each link is a pair of TAP interfaces, one in the network of either end. The engine
+(``testbed.links.engine``) reads a frame from one and writes it into the other when
+``testbed.links.pipe`` says so. It needs no queueing discipline of the kernel.
 
-The engine counts what it hands over to the client; at the end the kernel's counter of that
-interface must say the same, and no packet may have been dropped before it was read. The engine also
-leaves a sign of life in shared memory, so that one that stands still is noticed at once.
+What the engine says that it handed over is not taken on trust: at the end, the kernel's counters of
+the receiving interfaces must say the same, and no packet may have been dropped before it was read.
+The engine also leaves a sign of life in shared memory, so that one that stands still is noticed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
+import dataclasses
 import json
-import mmap
 import os
-import select
 import socket
-import struct
-import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from testbed.links.htb import ETHERNET_HEADER_BYTES, ReceiveCounter, ShapingError
-from testbed.links.measurement import NEVER_S
-from testbed.links.packet_queue import DeliveryBins, PacketQueue
-from testbed.links.process import LinkProcess
-from testbed.links.replay import REAL_TIME_PRIORITY
-from testbed.links.spec import LinkSpec
-from testbed.namespaces import in_network_of, set_timer_slack_ns
+import numpy as np
 
-BATCH_PACKETS = 64
-FRAME_BYTES = 2048
-GROUP_ADDRESS = 0x01  # in the first byte of a frame
-BEAT_S = 0.25
+from player.trace import BITS_PER_MEGABIT, FloatArray, Trace
+from testbed.links.active_queues import (
+    CODEL_INTERVAL_S,
+    CODEL_TARGET_S,
+    PIE_TARGET_S,
+    PIE_UPDATE_S,
+)
+from testbed.links.draws import stream_key
+from testbed.links.engine import (
+    CHANNEL_BUFFER_BYTES,
+    MAX_LINE_BYTES,
+    MS_PER_S,
+    EngineHandle,
+    PipeOrder,
+)
+from testbed.links.htb import ReceiveCounter, ShapingError
+from testbed.links.measurement import LinkMeasurement, LinkSecond, measure
+from testbed.links.pipe import PipeRow, PipeSettings
+from testbed.links.process import ANSWER_TIMEOUT_S, LinkPorts, Port
+from testbed.links.spec import (
+    FOREVER_S,
+    Direction,
+    DirectionSpec,
+    GilbertElliott,
+    LinkChange,
+    LinkSpec,
+    constant_trace,
+)
+from testbed.namespaces import in_network_of
+from testbed.traces import opportunities_ms
+
 MISSED_CHECKS = 3  # that many in a row without a sign of life
-MILLISECONDS_PER_S = 1000.0
-CONTROL_BYTES = 1 << 16
-BEAT = struct.Struct("=d")
+AQM_DEFAULTS_S = {
+    "codel": (CODEL_TARGET_S, CODEL_INTERVAL_S),
+    "pie": (PIE_TARGET_S, PIE_UPDATE_S),
+    "droptail": (0.0, 0.0),
+}
+BITS_PER_BYTE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TapPair:
-    """The two ends of a link: descriptors of TAP interfaces."""
+    """The two ends of a link: descriptors of TAP interfaces.
+
+    Attributes:
+        near: the servers' side, or the controller's.
+        far: the clients' side.
+    """
 
     near: int
     far: int
@@ -56,109 +80,8 @@ class TapPair:
         os.close(self.far)
 
 
-class Pipe:
-    """One direction: frames out of one TAP, at their time into another."""
-
-    def __init__(self, source: int, sink: int, queue: PacketQueue) -> None:
-        self.source = source
-        self.queue = queue
-        self.bins: DeliveryBins | None = None
-        self.delivered = 0
-        self._sink = sink
-        self._waiting: deque[tuple[float, bytes]] = deque()
-
-    def take(self) -> None:
-        """Reads a batch of frames and schedules them."""
-        source, admit, waiting = self.source, self.queue.admit, self._waiting
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(BATCH_PACKETS):
-                frame = os.read(source, FRAME_BYTES)
-                # What the switch itself says now and then, to all, would shift the numbers.
-                can_be_lost = not frame[0] & GROUP_ADDRESS
-                due_s = admit(len(frame) - ETHERNET_HEADER_BYTES, time.monotonic(), can_be_lost)
-                if due_s is not None:
-                    waiting.append((due_s, frame))
-
-    def deliver(self) -> float:
-        """Writes what is due; returns when the next frame is.
-
-        Raises:
-            ShapingError: the interface did not take a frame.
-        """
-        waiting, bins = self._waiting, self.bins
-        while waiting:
-            due_s, frame = waiting[0]
-            now_s = time.monotonic()
-            if due_s > now_s:
-                return due_s
-            waiting.popleft()
-            try:
-                os.write(self._sink, frame)
-            except OSError as error:
-                raise ShapingError(f"the user-space link cannot deliver: {error}") from error
-            self.delivered += 1
-            if bins is not None:
-                bins.deliver(len(frame) - ETHERNET_HEADER_BYTES, due_s, now_s)
-        return NEVER_S
-
-
-class Engine:
-    """Carries packets until it is told to stop."""
-
-    def __init__(self, pipes: Sequence[Pipe], measured: Pipe, beat: mmap.mmap) -> None:
-        """Notes what to carry.
-
-        Args:
-            pipes: all directions of all links.
-            measured: the one that follows the trace; one of them.
-            beat: shared memory for the signs of life.
-        """
-        self._pipes = pipes
-        self._measured = measured
-        self._beat = beat
-
-    def run(self, control: socket.socket) -> dict[str, Any]:
-        """Starts the trace at the first message on ``control``, ends at the second.
-
-        Returns:
-            The measured seconds, and how many packets were delivered in all.
-        """
-        pipes, measured = self._pipes, self._measured
-        by_source = {pipe.source: pipe for pipe in pipes}
-        watched = [control.fileno(), *by_source]
-        while True:
-            next_s = min([pipe.deliver() for pipe in pipes])
-            now_s = time.monotonic()
-            BEAT.pack_into(self._beat, 0, now_s)
-            next_s = min(next_s, now_s + BEAT_S)
-            if measured.bins is not None:
-                measured.bins.pass_time(now_s)
-                next_s = min(next_s, measured.bins.check_s())
-            readable = select.select(watched, [], [], max(next_s - time.monotonic(), 0.0))[0]
-            for descriptor in readable:
-                if descriptor in by_source:
-                    by_source[descriptor].take()
-                elif not control.recv(CONTROL_BYTES):
-                    raise SystemExit
-                elif measured.bins is None:
-                    _say(control, {"began_s": self._start()})
-                else:
-                    seconds = measured.bins.finish(time.monotonic())
-                    return {
-                        "seconds": [asdict(second) for second in seconds],
-                        "delivered": measured.delivered,
-                    }
-
-    def _start(self) -> float:
-        now_s = time.monotonic()
-        for pipe in self._pipes:
-            pipe.queue.start(now_s)
-        self._measured.bins = DeliveryBins(self._measured.queue, now_s)
-        return now_s
-
-
-class UserspaceLink(LinkProcess):
-    """Handle on the engine of one session."""
+class UserspaceLink:
+    """Handle on one session's links in the engine; a ``process.RunningLink``."""
 
     backend = "userspace"
 
@@ -166,109 +89,258 @@ class UserspaceLink(LinkProcess):
         self,
         link: LinkSpec,
         *,
+        engine: EngineHandle,
         media: TapPair,
-        control: TapPair | None,
-        controller_delay_ms: float,
-        interface: str,
-        client_pid: int,
-        client_interface: str,
+        controls: Sequence[TapPair] = (),
+        controller_delay_ms: float = 0.0,
+        ports: LinkPorts | None = None,
     ) -> None:
-        """Starts the engine and closes this process's ends of the TAPs: they live and die with it.
+        """Hands the TAPs over to the engine and closes this process's copies.
 
         Args:
             link: the bottleneck.
-            media: its ends: the switch's, the client's.
-            control: ends of the link to the controller; None if something else makes it.
-            controller_delay_ms: one-way delay of that link.
-            interface: the bottleneck, in this namespace.
-            client_pid: a process in the client's namespace.
-            client_interface: where the client receives.
-        """
-        pipes = _pipes(link, media, control, controller_delay_ms / MILLISECONDS_PER_S)
-        self._bottleneck = interface
-        self._client = (client_pid, client_interface)
-        self._beat = mmap.mmap(-1, mmap.PAGESIZE)
-        self._last_beat = b""
-        self._missed = 0
-        super().__init__(engine_process, Engine(pipes, pipes[0], self._beat))
-        for pair in filter(None, (media, control)):
-            pair.close()
-
-    def check_alive(self) -> None:
-        """See :meth:`LinkProcess.check_alive`; also notices an engine that stands still.
+            engine: carries its packets.
+            media: the bottleneck's ends.
+            controls: ends of links to the controller.
+            controller_delay_ms: one-way delay of these.
+            ports: where the bottleneck's packets are counted; None trusts the engine.
 
         Raises:
-            ShapingError: no sign of life in three calls in a row, which must be more than 0.25 s
-                apart.
+            ShapingError: the engine died.
         """
-        super().check_alive()
-        beat = self._beat[: BEAT.size]
+        self._link = link
+        self._engine = engine
+        self._ports = ports
+        self._began_s = 0.0
+        self._rows: dict[Direction, list[PipeRow]] = {"down": [], "up": []}
+        self._rates: dict[Direction, list[tuple[float, Trace | None]]] = {
+            name: [(0.0, spec.trace and spec.capacity)] for name, spec in link.directions
+        }
+        self._last_beat = b""
+        self._missed = 0
+        self._heard = b""
+        pairs = (media, *controls)
+        descriptors = [end for pair in pairs for end in (pair.near, pair.far)]
+        orders = [_order(0, 1, link.down, "down"), _order(1, 0, link.up, "up")]
+        plain = PipeSettings(delay_s=controller_delay_ms / MS_PER_S)
+        for near in range(2, len(descriptors), 2):
+            orders += [PipeOrder(near, near + 1, plain), PipeOrder(near + 1, near, plain)]
+        self._channel, theirs = socket.socketpair()
+        self._channel.settimeout(ANSWER_TIMEOUT_S)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
+        try:
+            with theirs:
+                engine.attach(theirs, descriptors, orders, link.changes)
+        except BaseException:
+            self._channel.close()
+            raise
+        finally:
+            for pair in pairs:
+                pair.close()
+
+    def start(self) -> float:
+        """See ``RunningLink``."""
+        self._say({"start": True})
+        self._began_s = float(self._listen_for("began_s"))
+        return self._began_s
+
+    def change(self, change: LinkChange) -> None:
+        """See ``RunningLink``."""
+        self._say({"change": dataclasses.asdict(change)})
+        self._listen_for("changed")
+
+    def check_alive(self) -> None:
+        """See ``RunningLink``; also notices an engine that stands still.
+
+        Raises:
+            ShapingError: the engine died, or gave no sign of life in three calls in a row, which
+                must be more than 0.25 s apart, or an interface failed.
+        """
+        self._engine.check_alive()
+        beat = self._engine.beat
         self._missed = self._missed + 1 if beat == self._last_beat else 0
         self._last_beat = beat
         if self._missed >= MISSED_CHECKS:
-            raise ShapingError("the engine of the user-space link stands still")
+            raise ShapingError("the engine of the user-space links stands still")
+        self._channel.setblocking(False)
+        try:
+            while True:
+                self._receive()
+        except BlockingIOError:
+            pass
+        finally:
+            self._channel.settimeout(ANSWER_TIMEOUT_S)
 
-    def _check_answer(self, answer: dict[str, Any]) -> None:
-        pid, interface = self._client
-        counter = in_network_of(pid, ReceiveCounter, interface)
-        with counter:
-            received, _ = counter.read()
-            unread = counter.read_unsent()
-        near = ReceiveCounter(self._bottleneck)
-        with near:
-            unread += near.read_unsent()
-        if received != answer["delivered"]:  # the interface is as old as the engine
-            raise ShapingError(
-                f"the user-space link delivered {answer['delivered']} packets, "
-                f"the client's interface received {received}"
-            )
+    def stop(self) -> LinkMeasurement:
+        """See ``RunningLink``."""
+        self._say({"stop": True})
+        delivered = self._listen_for("stopped")
+        if self._ports is not None:
+            self._check_counters(self._ports, delivered)
+        seconds = [
+            self._second(number, direction, row)
+            for direction, rows in self._rows.items()
+            for number, row in enumerate(rows)
+        ]
+        return LinkMeasurement(measure(seconds, backend=self.backend), tuple(seconds))
+
+    def close(self) -> None:
+        """Ends the link; its interfaces vanish."""
+        self._channel.close()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def _listen_for(self, key: str) -> Any:
+        while True:
+            for message in self._receive():
+                if key in message:
+                    return message[key]
+
+    def _receive(self) -> list[dict[str, Any]]:
+        """Reads some messages, notes what is in them and returns them.
+
+        Raises:
+            ShapingError: the engine died or hangs, or says that something is wrong.
+        """
+        try:
+            block = self._channel.recv(MAX_LINE_BYTES)
+        except TimeoutError as error:
+            raise ShapingError("the engine of the user-space links hangs") from error
+        except ConnectionResetError:
+            block = b""
+        if not block:
+            raise ShapingError("the engine of the user-space links died")
+        *lines, self._heard = (self._heard + block).split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        for message in messages:
+            match message:
+                case {"error": str(problem)}:
+                    raise ShapingError(problem)
+                case {"row": [direction, *values]}:
+                    self._rows[direction].append(PipeRow(*values))
+                case {"changed": [at_s, direction, rate_mbps]} if rate_mbps is not None:
+                    for name in self._rates if direction is None else (direction,):
+                        self._rates[name].append((at_s, constant_trace(rate_mbps)))
+        return messages
+
+    def _check_counters(self, ports: LinkPorts, delivered: dict[str, int]) -> None:
+        unread = 0
+        for direction, port in (("down", ports.down_receiver), ("up", ports.up_receiver)):
+            counter = _counter(port)
+            with counter:
+                received, _ = counter.read()
+                unread += counter.read_unsent()
+            if received != delivered[direction]:  # the interface is as old as the link
+                raise ShapingError(
+                    f"the user-space link delivered {delivered[direction]} packets {direction}, "
+                    f"the interface {port.interface} received {received}"
+                )
         if unread:
             raise ShapingError(f"the user-space link was too slow to read {unread} packets")
 
-    def close(self) -> None:
-        """Ends the engine, whatever it does; its interfaces vanish."""
-        super().close()
-        self._beat.close()
+    def _second(self, number: int, direction: Direction, row: PipeRow) -> LinkSecond:
+        return LinkSecond(
+            second=number,
+            begin_s=row.begin_s - self._began_s,
+            end_s=row.end_s - self._began_s,
+            asked_bits=self._asked_bits(direction, row.begin_s, row.end_s),
+            delivered_bits=float(row.delivered_bytes * BITS_PER_BYTE),
+            saturated=row.saturated,
+            backlog_packets=row.backlog_packets,
+            drops=row.drops,
+            late_s=row.late_s,
+            direction=direction,
+            backlog_bytes=row.backlog_bytes,
+            losses=row.losses,
+            aqm_drops=row.aqm_drops,
+            marks=row.marks,
+            duplicates=row.duplicates,
+            delay_p50_ms=_delay_ms(row.delay_p50_s),
+            delay_p95_ms=_delay_ms(row.delay_p95_s),
+            delay_p99_ms=_delay_ms(row.delay_p99_s),
+        )
+
+    def _asked_bits(self, direction: Direction, from_s: float, to_s: float) -> float:
+        """Integral of what the direction was to follow between two moments."""
+        spec = self._link.down if direction == "down" else self._link.up
+        rates = self._rates[direction]
+        if spec.trace is None:
+            return 0.0
+        bits = 0.0
+        for (since_s, trace), (until_s, _) in zip(
+            rates, [*rates[1:], (float("inf"), None)], strict=True
+        ):
+            begin_s, end_s = max(from_s, since_s), min(to_s, until_s)
+            if trace is not None and begin_s < end_s:
+                moments = np.array([begin_s, end_s]) - self._began_s + spec.start_s
+                bits += float(np.diff(trace.bits_until(moments))[0])
+        return bits
 
 
-def _pipes(
-    link: LinkSpec, media: TapPair, control: TapPair | None, control_delay_s: float
-) -> list[Pipe]:
-    down, delay_s = link.down, link.down.delay_ms / MILLISECONDS_PER_S
-    assert isinstance(down.loss, float)
-    bottleneck = PacketQueue(
-        down.trace,
-        start_s=down.start_s,
-        delay_s=delay_s,
-        loss=down.loss,
-        limit_packets=down.queue.packets,
-        seed=down.seed,
+def _delay_ms(delay_s: float) -> float | None:
+    return delay_s * MS_PER_S if delay_s >= 0.0 else None
+
+
+def _counter(port: Port) -> ReceiveCounter:
+    if port.pid is None:
+        return ReceiveCounter(port.interface)
+    return in_network_of(port.pid, ReceiveCounter, port.interface)
+
+
+def _order(source: int, sink: int, spec: DirectionSpec, direction: Direction) -> PipeOrder:
+    arrays, settings = _arrays(spec), _settings(spec, direction)
+    if "opportunities_s" in arrays:
+        loops = spec.at_end == "loop"
+        duration_s = float(arrays["opportunities_s"][-1]) if loops else FOREVER_S
+        settings = dataclasses.replace(settings, duration_s=duration_s)
+    return PipeOrder(source, sink, settings, arrays=arrays, direction=direction)
+
+
+def _settings(spec: DirectionSpec, direction: Direction) -> PipeSettings:
+    loss = spec.loss
+    if not isinstance(loss, GilbertElliott):
+        loss = GilbertElliott(to_bad=0.0, to_good=1.0, loss_good=loss)
+    target_s, interval_s = AQM_DEFAULTS_S[spec.queue.kind]
+    if spec.queue.target_ms is not None:
+        target_s = spec.queue.target_ms / MS_PER_S
+    if spec.queue.interval_ms is not None:
+        interval_s = spec.queue.interval_ms / MS_PER_S
+    seed = f"{spec.seed}/{direction}"
+    return PipeSettings(
+        delay_s=spec.delay_ms / MS_PER_S,
+        jitter_s=spec.jitter_ms / MS_PER_S,
+        is_normal=spec.jitter == "normal",
+        may_reorder=spec.reorder,
+        loss_good=loss.loss_good,
+        loss_bad=loss.loss_bad,
+        to_bad=loss.to_bad,
+        to_good=loss.to_good,
+        duplicate=spec.duplicate,
+        has_bottleneck=spec.trace is not None,
+        mean_bits_per_s=(spec.mean_mbps or 0.0) * BITS_PER_MEGABIT,
+        start_s=spec.start_s,
+        queue=spec.queue.kind,
+        limit_packets=spec.queue.packets,
+        limit_bytes=spec.queue.size_bytes or 0,
+        ecn=spec.queue.ecn,
+        target_s=target_s,
+        interval_s=interval_s,
+        loss_key=stream_key(seed, "loss"),
+        burst_key=stream_key(seed, "burst"),
+        jitter_key=stream_key(seed, "jitter"),
+        duplicate_key=stream_key(seed, "duplicate"),
+        pie_key=stream_key(seed, "pie"),
     )
-    pipes = [
-        Pipe(media.near, media.far, bottleneck),
-        Pipe(media.far, media.near, PacketQueue(delay_s=delay_s)),
-    ]
-    if control is not None:
-        for source, sink in ((control.near, control.far), (control.far, control.near)):
-            pipes.append(Pipe(source, sink, PacketQueue(delay_s=control_delay_s)))
-    return pipes
 
 
-def _say(control: socket.socket, message: dict[str, Any]) -> None:
-    control.sendall(json.dumps(message).encode() + b"\n")
-
-
-def engine_process(engine: Engine, control: socket.socket, parents_end: socket.socket) -> None:
-    """Body of the process."""
-    parents_end.close()  # or the end of the session could not be seen
-    gc.disable()
-    gc.freeze()
-    set_timer_slack_ns(1)
-    with contextlib.suppress(PermissionError):  # only root outside of user namespaces
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
-    try:
-        _say(control, engine.run(control))
-    except (OSError, RuntimeError) as error:
-        _say(control, {"error": str(error)})
-    else:
-        control.recv(CONTROL_BYTES)  # with this process its interfaces vanish: wait to be ended
+def _arrays(spec: DirectionSpec) -> dict[str, FloatArray]:
+    trace = spec.capacity
+    if trace is None or spec.trace is None:
+        return {}
+    if spec.replay == "opportunities":
+        return {"opportunities_s": opportunities_ms(spec.trace) / MS_PER_S}
+    speeds = trace.steps_mbps * BITS_PER_MEGABIT
+    bits = np.concatenate(([0.0], np.cumsum(np.diff(trace.edges_s) * speeds)))
+    return {"edges_s": trace.edges_s, "cumulative_bits": bits, "speeds": speeds}

@@ -17,7 +17,7 @@ from testbed.links.tap import tap_problem
 from testbed.namespaces import fork_into, in_network_of, socket_in
 from testbed.sandbox import Send
 
-ENGINE = "engine_process"
+ENGINE = "link_engine"
 
 
 def echo_times(job: dict[str, Any], send: Send) -> None:
