@@ -30,10 +30,11 @@ from mininet.node import OVSBridge
 from mininet.nodelib import LinuxBridge
 
 from testbed.links.backends import Backend, choose_backend, netem_options
+from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
 from testbed.links.kernel import Replayer
 from testbed.links.measurement import LinkMeasurement
-from testbed.links.process import RunningLink
+from testbed.links.process import LinkPorts, Port, RunningLink
 from testbed.links.spec import LinkSpec
 from testbed.links.tap import open_tap
 from testbed.links.userspace import TapPair, UserspaceLink
@@ -131,6 +132,7 @@ class SessionNetwork:
         controller_delay_ms: float = 0.0,
         switch: str = "linuxbridge",
         congestion: str = "cubic",
+        engine: EngineHandle | None = None,
     ) -> None:
         """Notes what is asked; nothing is built before the context is entered.
 
@@ -139,11 +141,13 @@ class SessionNetwork:
             controller_delay_ms: one-way delay between client and controller.
             switch: ``linuxbridge`` or ``ovs``.
             congestion: TCP congestion control on all hosts.
+            engine: carries the packets of user-space links; None: one of its own.
         """
         self._link = link
         self._controller_delay_ms = controller_delay_ms
         self._switch = switch
         self._congestion = congestion
+        self._engine = engine
         self._needs_checksums = False  # a switch in user space drops packets without
         self._cleanup = contextlib.ExitStack()
         self._replayer: RunningLink | None = None
@@ -253,14 +257,21 @@ class SessionNetwork:
         for interface in ("s1-eth1", BOTTLENECK):
             disable_offloads(interface)
         if is_userspace:
+            engine = self._engine or self._cleanup.enter_context(engine_process())
             self._replayer = UserspaceLink(
                 self._link,
+                engine=engine,
                 media=media_link.taps,
-                control=control_link.taps if control_kind else None,
+                controls=[control_link.taps] if control_kind else [],
                 controller_delay_ms=self._controller_delay_ms,
-                interface=BOTTLENECK,
-                client_pid=client.pid,
-                client_interface="client-eth0",
+                ports=LinkPorts(
+                    down=Port(BOTTLENECK),
+                    down_receiver=Port("client-eth0", client.pid),
+                    down_senders=(Port("server-eth0", server.pid),),
+                    up=Port("client-eth0", client.pid),
+                    up_receiver=Port(BOTTLENECK),
+                    up_exits=(Port("s1-eth1"),),
+                ),
             )
             self._cleanup.callback(self._replayer.close)
         self._verify()
