@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "failed"]
+#: Told to end; ended by itself at its largest size; cut off.
+CaptureEnding = Literal["complete", "full", "torn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,84 @@ class LinkRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionRecord:
+    """One TCP connection as its packets passed the client; *down* is towards the client.
+
+    Attributes:
+        client: ``address:port``.
+        server: ``address:port``.
+        is_controller: whether the server is a controller.
+        started_s: time of its first packet since that of the first connection.
+        duration_s: from its first to its last packet.
+        packets_down: all packets, also those without payload.
+        packets_up: likewise.
+        l3_bytes_down: IP packets with their headers.
+        l3_bytes_up: likewise.
+        payload_bytes_down: different bytes of the stream; what came twice counts once.
+        payload_bytes_up: likewise.
+        throughput_kbps: ``payload_bytes_down`` from the first to the last packet that carried some,
+            pauses included; None for fewer than two such packets.
+        handshake_rtt_ms: from SYN to SYN/ACK; None if it was not seen, or not unambiguous.
+        rtt_samples: round-trip times measured with TCP timestamps.
+        rtt_min_ms: the shortest of them, None without any.
+        rtt_p50_ms: their median.
+        rtt_p99_ms: their 99th percentile.
+        retransmissions_down: packets that were sent again, as far as the client can know.
+        retransmissions_up: likewise.
+        out_of_order_down: packets that were overtaken.
+        missing_bytes_down: bytes that later ones followed, and that were never seen.
+    """
+
+    client: str
+    server: str
+    is_controller: bool
+    started_s: float
+    duration_s: float
+    packets_down: int
+    packets_up: int
+    l3_bytes_down: int
+    l3_bytes_up: int
+    payload_bytes_down: int
+    payload_bytes_up: int
+    throughput_kbps: float | None
+    handshake_rtt_ms: float | None
+    rtt_samples: int
+    rtt_min_ms: float | None
+    rtt_p50_ms: float | None
+    rtt_p99_ms: float | None
+    retransmissions_down: int
+    retransmissions_up: int
+    out_of_order_down: int
+    missing_bytes_down: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureRecord:
+    """What the packets say that were captured at the client during one session.
+
+    Attributes:
+        ending: how the capture ended.
+        packets: packets in it.
+        dropped_packets: packets that are not in it because they were not read in time; None if it
+            was cut off before it could say.
+        other_packets: packets in it that belong to none of the connections: not TCP over IPv4, or
+            the last ones of a connection that was over when the capture began.
+        connections: in the order in which they began.
+        exchanges_ms: per answered question to a controller, in order: from the packet with its
+            first byte to the packet with the last byte of the answer.
+        unanswered: questions whose answer is not in the capture, or not all of it.
+    """
+
+    ending: CaptureEnding
+    packets: int
+    dropped_packets: int | None
+    other_packets: int
+    connections: tuple[ConnectionRecord, ...]
+    exchanges_ms: tuple[float, ...]
+    unanswered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
     """One session: one arm on one trace; a failed one keeps the chunks it finished."""
 
@@ -78,3 +158,4 @@ class SessionRecord:
     start_index: int
     link: LinkRecord
     chunks: tuple[ChunkRecord, ...]
+    capture: CaptureRecord | None = None

@@ -11,10 +11,9 @@ import time
 from typing import Protocol
 
 from testbed.links.measurement import NEVER_S
-from testbed.links.pipe import Pipe, PipeRow, PipeSettings, TraceArrays
+from testbed.links.pipe import FRAME_BYTES, Pipe, PipeRow, PipeSettings, TraceArrays
 
 BATCH_FRAMES = 64  # read from one interface before it is the others' turn
-FRAME_BYTES = 2048
 
 
 class Carrier(Protocol):
@@ -67,7 +66,7 @@ class Carrier(Protocol):
         ...
 
     def run(self, until_s: float) -> list[int]:
-        """Carries frames until a time, or until a bin is over or a watched descriptor readable.
+        """Carries frames until a time, or a bin is over, a pipe broke or a watched one is readable.
 
         Returns:
             The watched descriptors that can be read.
@@ -99,15 +98,16 @@ class PythonCarrier:
 
     def add(self, source: int, sink: int, settings: PipeSettings, arrays: TraceArrays) -> int:
         """See :class:`Carrier`."""
-        self._last += 1
         pipe = Pipe(settings, arrays, functools.partial(os.write, sink))
+        self._epoll.register(source, select.EPOLLIN)
+        self._last += 1
         self._pipes[self._last] = pipe, source
         self._by_source[source] = self._last
-        self._epoll.register(source, select.EPOLLIN)
         return self._last
 
     def start(self, pipe: int, now_s: float) -> None:
         """See :class:`Carrier`."""
+        self._advance(pipe, now_s)
         self._pipes[pipe][0].start(now_s)
         self._advance(pipe, now_s)
 
@@ -154,7 +154,8 @@ class PythonCarrier:
                 due_s, pipe = heapq.heappop(calendar)
                 if self._next_s.get(pipe) == due_s:
                     self._advance(pipe, now_s)
-            if now_s >= until_s or any(pipe.rows for pipe, _ in self._pipes.values()):
+            has_rows = any(pipe.rows for pipe, _ in self._pipes.values())
+            if now_s >= until_s or self._broken or has_rows:
                 return []
             next_s = min(calendar[0][0], until_s) if calendar else until_s
             # epoll's own time-out has a resolution of a millisecond.
@@ -186,7 +187,9 @@ class PythonCarrier:
         admit = self._pipes[number][0].admit
         try:
             for _ in range(BATCH_FRAMES):
-                frame = os.read(source, FRAME_BYTES)
+                frame = os.read(source, FRAME_BYTES + 1)  # one more shows which were longer
+                if not frame:
+                    raise ConnectionResetError("the interface is gone")
                 admit(frame, time.monotonic())
         except BlockingIOError:
             pass
@@ -196,8 +199,11 @@ class PythonCarrier:
         self._advance(number, time.monotonic())
 
     def _advance(self, number: int, now_s: float) -> None:
+        pipe, source = self._pipes[number]
+        if self._by_source.get(source) != number:  # it broke
+            return
         try:
-            next_s = self._pipes[number][0].advance(now_s)
+            next_s = pipe.advance(now_s)
         except OSError as error:
             self._break(number, f"cannot deliver: {error}")
             return
@@ -212,6 +218,7 @@ class PythonCarrier:
     def _silence(self, number: int) -> None:
         source = self._pipes[number][1]
         self._next_s.pop(number, None)
-        if self._by_source.pop(source, None) is not None:
+        if self._by_source.get(source) == number:  # the descriptor may be another's by now
+            del self._by_source[source]
             with contextlib.suppress(OSError):
                 self._epoll.unregister(source)

@@ -76,6 +76,11 @@ class EngineHandle:
         self._control = control
         self._beat = beat
 
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._child.pid
+
     def fileno(self) -> int:
         """A descriptor that becomes readable when the engine dies."""
         return self._child.fileno()

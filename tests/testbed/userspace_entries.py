@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from emulation_entries import PORT, build
+from mininet.link import Link
+from mininet.log import lg
+from mininet.net import Mininet
+from mininet.nodelib import LinuxBridge
 
 from testbed.emulated_session import _messages
+from testbed.links.engine import engine_process
 from testbed.links.htb import ShapingError
+from testbed.links.mininet_link import TraceLink
+from testbed.links.spec import DirectionSpec, LinkSpec, constant_trace
 from testbed.links.tap import tap_problem
-from testbed.namespaces import fork_into, in_network_of, socket_in
+from testbed.namespaces import bring_up, fork_into, in_network_of, socket_in
 from testbed.sandbox import Send
 
 ENGINE = "link_engine"
@@ -107,3 +115,50 @@ def _signalling(end: socket.socket, pid: int, number: int) -> socket.socket:
 
 def probe_tap(job: dict[str, Any], send: Send) -> None:
     send({"problem": tap_problem()})
+
+
+def mininet_star(job: dict[str, Any], send: Send) -> None:
+    """Hosts around a switch, all links of ours, and a server at the switch by an ordinary link."""
+    lg.setLogLevel("error")
+    bring_up("lo")
+    spec = LinkSpec(
+        down=DirectionSpec(trace=constant_trace(10.0), delay_ms=job["delay_ms"]),
+        up=DirectionSpec(delay_ms=job["delay_ms"]),
+    )
+    with engine_process() as engine:
+        link = functools.partial(TraceLink, engine=engine, spec=spec)
+        net = _Net(controller=None, switch=LinuxBridge, link=link, autoStaticArp=True)
+        switch = net.addSwitch("s1")
+        hosts = [net.addHost(f"h{number}") for number in range(job["hosts"])]
+        links = [net.addLink(switch, host) for host in hosts]
+        server = net.addHost("server")
+        net.addLink(switch, server, cls=Link)
+        net.build()
+        net.start()
+        for started in links:
+            started.running.start()
+        rtt_s = [_round_trip_s(host.pid, server.pid, server.IP()) for host in hosts]
+        seconds = [second for started in links for second in started.running.stop().seconds]
+        net.stop()
+    send(
+        {
+            "rtt_s": rtt_s,
+            "delivered": sum(second.delivered_bits for second in seconds),
+            "left": [name for _, name in socket.if_nameindex()],
+        }
+    )
+
+
+class _Net(Mininet):
+    inited = True
+
+
+def _round_trip_s(client_pid: int, server_pid: int, address: str) -> float:
+    """The quickest of a few handshakes."""
+    with socket_in(server_pid, address, PORT):
+        times_s = []
+        for _ in range(5):
+            began = time.monotonic()
+            in_network_of(client_pid, socket.create_connection, (address, PORT)).close()
+            times_s.append(time.monotonic() - began)
+        return min(times_s)
