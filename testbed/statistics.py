@@ -89,6 +89,27 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def jains_index(throughputs: Sequence[float]) -> float:
+    """Fairness of shares of one resource: from 1/n, one has all, to 1, all have the same.
+
+    ``(Σx)² / (n Σx²)``, from Jain, Chiu and Hawe, "A Quantitative Measure of Fairness and
+    Discrimination for Resource Allocation in Shared Computer Systems", DEC-TR-301, 1984. The unit
+    does not matter; where nobody has anything, all have the same.
+
+    Raises:
+        ValueError: there are no shares, or one is negative or not a finite number.
+    """
+    shares = np.asarray(throughputs, dtype=np.float64)
+    if len(shares) == 0:
+        raise ValueError("fairness needs at least one share")
+    if not (np.isfinite(shares) & (shares >= 0)).all():
+        raise ValueError("a share is negative or not a finite number")
+    if (largest := float(shares.max())) == 0.0:
+        return 1.0
+    shares = shares / largest  # or squares could overflow, or vanish
+    return float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
+
+
 def _resampled_means(sample: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
     rows = max(_BLOCK // len(sample), 1)
     blocks = [

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from testbed.statistics import Estimate, mean, mean_ci, paired_delta_ci, percentile
+from testbed.statistics import (
+    Estimate,
+    jains_index,
+    mean,
+    mean_ci,
+    paired_delta_ci,
+    percentile,
+)
 
 
 def test_empty_and_single_samples_have_no_interval() -> None:
@@ -87,3 +94,24 @@ def test_wrong_samples_are_refused() -> None:
         paired_delta_ci([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="finite"):
         mean_ci([1.0, float("nan")])
+
+
+def test_jains_index_is_the_share_of_those_who_are_served_equally() -> None:
+    assert jains_index([3.0, 3.0, 3.0]) == pytest.approx(1.0)
+    assert jains_index([5.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 4)
+    assert jains_index([2.0] * 3 + [0.0] * 7) == pytest.approx(0.3)
+    assert jains_index([1.0, 2.0, 3.0]) == pytest.approx(36 / (3 * 14))
+    assert jains_index([7.0]) == jains_index([0.0, 0.0]) == 1.0
+
+
+def test_jains_index_does_not_depend_on_the_unit() -> None:
+    shares = [1.0, 2.0, 3.0]
+    for unit in (1e-200, 1e6, 1e200):
+        scaled = [share * unit for share in shares]
+        assert jains_index(scaled) == pytest.approx(jains_index(shares))
+
+
+@pytest.mark.parametrize("shares", [[], [1.0, -1.0], [1.0, float("nan")], [float("inf")]])
+def test_jains_index_refuses_what_is_no_share(shares: list[float]) -> None:
+    with pytest.raises(ValueError, match="share"):
+        jains_index(shares)
