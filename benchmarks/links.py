@@ -27,7 +27,7 @@ from rich.table import Table
 from player.trace import Trace
 from testbed.builtin import resolve_traces
 from testbed.link_bench import Bench, bench_links
-from testbed.links.compiled import compiled_problem
+from testbed.links.compiled import best_carrier
 from testbed.links.spec import constant_trace
 
 sys.path.append(str(Path(__file__).parent))
@@ -237,7 +237,7 @@ def main() -> None:
     problem = mahimahi_problem()
     suite = Suite(_traces(arguments.data), arguments.runs, arguments.seconds, problem is None)
     console.print(f"{platform.release()}, {os.cpu_count()} cores, {arguments.runs} runs")
-    console.print(f"compiled loop: {compiled_problem() or 'yes'}; Mahimahi: {problem or 'yes'}")
+    console.print(f"loop: {best_carrier().name}; Mahimahi: {problem or 'yes'}")
     table = Table("", "target", "ours", "Mahimahi", "load")
     for name in track(arguments.only, console=Console(stderr=True), transient=True):
         measure: Callable[[], list[Row]] = getattr(suite, name)

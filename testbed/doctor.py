@@ -26,6 +26,7 @@ from rich.text import Text
 
 from player.trace import Trace
 from testbed.links.backends import NETEM_REMEDY
+from testbed.links.compiled import CarrierNotBuilt, load_library
 from testbed.links.htb import ShapingError, qdisc_problem, run_tool
 from testbed.links.spec import DirectionSpec, LinkSpec
 from testbed.links.tap import TUN_REMEDY, tap_problem
@@ -49,6 +50,9 @@ PROGRAMS = {
 QDISCS: dict[str, tuple[tuple[str, ...], bool, str]] = {  # options, required, what for
     "htb": ((), False, "shapes the kernel's link"),
     "pfifo": (("limit", "100"), False, "the kernel's link: drop-tail queue"),
+    "bfifo": (("limit", "150000"), False, "the kernel's link: drop-tail queue in bytes"),
+    "codel": ((), False, "the kernel's link: CoDel"),
+    "pie": ((), False, "the kernel's link: PIE"),
     "netem": (("delay", "1ms"), False, "the kernel's link: delay and loss"),
     "tbf": (("rate", "1mbit", "burst", "1600", "limit", "30000"), False, "not used by default"),
     "fq": ((), False, "pacing of bbr; TCP paces by itself without"),
@@ -128,6 +132,7 @@ def diagnose() -> Diagnosis:
             checks[program] = _program(program, package, arguments, required=True)
         if probe.mode is not None:
             checks.update(_inside())
+        checks["link loop"] = _link_loop()
         checks["ffmpeg"] = _program("ffmpeg", "ffmpeg", ("-version",))
         checks["torch"] = torch()
         checks["backbones"] = _backbones()
@@ -173,6 +178,15 @@ def _program(
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check(False, f"{path} does not run: {error}; reinstall {package}", required)
     return Check(True, path, required)
+
+
+def _link_loop() -> Check:
+    """Whether the user-space link's inner loop is compiled."""
+    try:
+        load_library()
+    except CarrierNotBuilt as error:
+        return Check(False, f"in Python, which is slower, with the same decisions: {error}")
+    return Check(True, "compiled")
 
 
 def _packages() -> Check:

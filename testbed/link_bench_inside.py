@@ -21,7 +21,7 @@ from testbed.links.compiled import LOOP_VARIABLE
 from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.fidelity import BITS_PER_BYTE, WARM_UP_S, Arrivals, Recorder, room_for, wire_nmae
 from testbed.links.measurement import LinkMeasurement
-from testbed.links.traffic import Path as TrafficPath
+from testbed.links.traffic import Route
 from testbed.links.traffic import RoundTrips, echo, tcp_load, udp_load
 from testbed.namespaces import fork_into, in_network_of, sleep_until, unshare_network
 from testbed.sandbox import Send
@@ -101,7 +101,7 @@ def _measuring(
 def _measure(
     plan: Plan, session: Session, network: SessionNetwork, at_s: float, seconds: float, traffic: str
 ) -> LinkBench:
-    path = TrafficPath(network.server.pid, network.client.pid, network.client.address)
+    path = Route(network.server.pid, network.client.pid, network.client.address)
     trace = session.trace
     if traffic == "echo":
         count = int(seconds / ECHO_EVERY_S)
