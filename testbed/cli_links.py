@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich import box
 from rich.table import Table
 
 from player.trace import Trace
 from testbed.builtin import resolve_traces
 from testbed.console import data_folder, print_json, printed
 from testbed.experiment import ConfigError
-from testbed.link_bench import TRAFFIC, Bench, LinkBench, bench_links
+from testbed.link_bench import TRAFFIC, Bench, bench_links
 from testbed.links.spec import constant_trace
 
 app = typer.Typer(help="Measure how faithful emulated links are.", no_args_is_help=True)
@@ -24,7 +25,27 @@ RATE = "rate:"
 DEFAULT_TRACES = "builtin:mixed"
 DEFAULT_LINKS = 6
 PERCENT = 100.0
-EXIT_FAILED = 1
+LOAD_COLUMNS = (
+    ("Mbit/s", "delivered_mbps"),
+    ("NMAE 1 s", "nmae_1s"),
+    ("0.1 s", "nmae_100ms"),
+    ("total %", "total_error"),
+    ("full", "queue_drops"),
+    ("lost", "losses"),
+    ("AQM", "aqm_drops"),
+    ("marked", "marks"),
+    ("delay ms", "delay_p50_ms"),
+    ("p99", "delay_p99_ms"),
+    ("late ms", "late_ms"),
+)
+ECHO_COLUMNS = (
+    ("RTT error p50 ms", "rtt_error_p50_ms"),
+    ("p99 ms", "rtt_error_p99_ms"),
+    ("not back", "echoes_lost"),
+    ("late ms", "late_ms"),
+)
+SHARES = ("nmae_1s", "nmae_100ms", "total_error")  # shown in percent
+SHOWN_IF_ANY = ("losses", "aqm_drops", "marks")
 
 
 @app.callback()
@@ -55,7 +76,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Sends real packets over links that replay traces, and compares what arrives with them."""
-    found = [item for name in traces or [DEFAULT_TRACES] for item in _traces(name, data, count)]
+    names = traces or [DEFAULT_TRACES]
+    each = -(-count // len(names))
+    found = [item for name in names for item in _traces(name, data, each)]
     links = list(itertools.islice(itertools.cycle(found), count))
     done = bench_links(
         links,
@@ -108,52 +131,33 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
 
 
 def _table(done: Bench) -> Table:
-    table = Table(title=f"{len(done.links)} links, {done.traffic}, {done.seconds:g} s")
-    table.add_column("trace")
-    columns = _echo_columns() if done.traffic == "echo" else _load_columns()
-    for title, _ in columns:
+    table = Table(
+        title=f"{len(done.links)} links, {done.traffic}, {done.seconds:g} s",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("trace", overflow="ellipsis", no_wrap=True, max_width=24)
+    columns = ECHO_COLUMNS if done.traffic == "echo" else LOAD_COLUMNS
+    shown = [
+        (title, name)
+        for title, name in columns
+        if name not in SHOWN_IF_ANY or any(getattr(link, name) for link in done.links)
+    ]
+    for title, _ in shown:
         table.add_column(title, justify="right")
     for link in done.links:
-        table.add_row(link.trace, *(_cell(link, name) for _, name in columns))
-    medians = LinkBench(
-        trace="median",
-        **{name: done.median(name) for _, name in columns},  # type: ignore[arg-type]
-    )
+        table.add_row(link.trace, *(_cell(getattr(link, name), name) for _, name in shown))
     if len(done.links) > 1:
         table.add_section()
-        table.add_row("median", *(_cell(medians, name) for _, name in columns))
+        table.add_row("median", *(_cell(done.median(name), name) for _, name in shown))
     return table
 
 
-def _load_columns() -> list[tuple[str, str]]:
-    return [
-        ("Mbit/s", "delivered_mbps"),
-        ("NMAE 1 s %", "nmae_1s"),
-        ("NMAE 0.1 s %", "nmae_100ms"),
-        ("total %", "total_error"),
-        ("queue drops", "queue_drops"),
-        ("lost", "losses"),
-        ("AQM drops", "aqm_drops"),
-        ("marked", "marks"),
-        ("delay p50 ms", "delay_p50_ms"),
-        ("p99 ms", "delay_p99_ms"),
-        ("late ms", "late_ms"),
-    ]
-
-
-def _echo_columns() -> list[tuple[str, str]]:
-    return [
-        ("RTT error p50 ms", "rtt_error_p50_ms"),
-        ("p99 ms", "rtt_error_p99_ms"),
-        ("not back", "echoes_lost"),
-        ("late ms", "late_ms"),
-    ]
-
-
-def _cell(link: LinkBench, name: str) -> str:
-    value = getattr(link, name)
+def _cell(value: float | None, name: str) -> str:
     if value is None:
         return "–"
-    if name in ("nmae_1s", "nmae_100ms", "total_error"):
-        return f"{value * PERCENT:.2f}"
+    if name in SHARES:
+        return f"{value * PERCENT:.3f}"
     return f"{value:.2f}" if name.endswith(("_ms", "_mbps")) else f"{value:.0f}"

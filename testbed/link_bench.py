@@ -19,7 +19,7 @@ import pydantic
 from player.trace import Trace
 from testbed.builtin import builtin_video
 from testbed.emulation import emulation_errors, encode_plan
-from testbed.experiment import ArmConfig, ConfigError, Plan, Session, parse_experiment
+from testbed.experiment import ConfigError, Plan, Session, parse_experiment
 from testbed.links.backends import Backend
 from testbed.sandbox import run_in_sandbox
 
@@ -164,10 +164,10 @@ def _plan(traces: Sequence[Trace], traffic: str, link: Mapping[str, Any]) -> Pla
     arms = [{"controller": "fixed"}]
     document = {"task": "abr", "arms": arms, "link": {**congestion, **link}}
     experiment = parse_experiment(document, where="link")
-    arm: ArmConfig = experiment.arms[0]
     named = [
         dataclasses.replace(trace, name=f"{trace.name}#{number}")  # one may be asked for repeatedly
         for number, trace in enumerate(traces)
     ]
+    arm = experiment.arms[0]
     sessions = tuple(Session(number, arm, trace, 1) for number, trace in enumerate(named))
     return Plan(experiment, builtin_video("envivio-like"), sessions)

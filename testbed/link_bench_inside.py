@@ -21,8 +21,7 @@ from testbed.links.compiled import LOOP_VARIABLE
 from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.fidelity import BITS_PER_BYTE, WARM_UP_S, Arrivals, Recorder, room_for, wire_nmae
 from testbed.links.measurement import LinkMeasurement
-from testbed.links.traffic import Route
-from testbed.links.traffic import RoundTrips, echo, tcp_load, udp_load
+from testbed.links.traffic import RoundTrips, Route, echo, tcp_load, udp_load
 from testbed.namespaces import fork_into, in_network_of, sleep_until, unshare_network
 from testbed.sandbox import Send
 from testbed.topology import SessionNetwork
@@ -124,9 +123,17 @@ def _measure(
         measurement = network.stop_replay()
         arrivals = recorder.read()
     ended_s = at_s + seconds
-    bins = {"began_s": began_s, "ended_s": ended_s, "start_s": session.start_s}
-    second = wire_nmae(arrivals, trace, **bins)
-    tenth = wire_nmae(arrivals, trace, bin_s=0.1, **bins)
+    second, tenth = (
+        wire_nmae(
+            arrivals,
+            trace,
+            began_s=began_s,
+            ended_s=ended_s,
+            start_s=session.start_s,
+            bin_s=bin_s,
+        )
+        for bin_s in (1.0, 0.1)
+    )
     bench = LinkBench(
         trace=trace.name,
         delivered_mbps=_rate_mbps(arrivals, began_s + WARM_UP_S, ended_s),

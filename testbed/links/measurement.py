@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,25 +77,62 @@ class LinkMeasurement:
 
 
 def measure(seconds: Sequence[LinkSecond], *, backend: str) -> LinkRecord:
-    """How closely the link followed its trace towards the client, behind the warm-up.
+    """How closely the link followed its traces, behind the warm-up, and what became of packets.
 
     A saturated bin counts with any deviation, another one only with what was delivered too much.
     """
     down = [bin_ for bin_ in seconds if bin_.direction == "down"]
-    scored = down[WARM_UP_BINS:]
+    follows = _follow(down)
+    up = _follow([bin_ for bin_ in seconds if bin_.direction == "up"])
+    medians = [bin_.delay_p50_ms for bin_ in down if bin_.delay_p50_ms is not None]
+    tails = [bin_.delay_p99_ms for bin_ in down if bin_.delay_p99_ms is not None]
+    return LinkRecord(
+        backend=backend,
+        wire_nmae_1s=follows.nmae if follows else None,
+        total_error=follows.total_error if follows else None,
+        saturated_s=follows.saturated_s if follows else 0.0,
+        up_wire_nmae_1s=up.nmae if up else None,
+        queue_drops=sum(bin_.drops for bin_ in down),
+        losses=sum(bin_.losses for bin_ in down),
+        aqm_drops=sum(bin_.aqm_drops for bin_ in down),
+        marks=sum(bin_.marks for bin_ in down),
+        duplicates=sum(bin_.duplicates for bin_ in down),
+        delay_p50_ms=_nearest_rank(medians, 0.5),
+        delay_p99_ms=_nearest_rank(tails, 0.99),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Follows:
+    """How closely one direction followed its trace."""
+
+    nmae: float
+    total_error: float
+    saturated_s: float
+
+
+def _follow(bins: Sequence[LinkSecond]) -> _Follows | None:
+    """The error over the saturated bins; None if there is none."""
+    scored = bins[WARM_UP_BINS:]
     if not any(bin_.saturated for bin_ in scored):
-        scored = down
+        scored = bins
     saturated = [bin_ for bin_ in scored if bin_.saturated]
     asked_bits = sum(bin_.asked_bits for bin_ in saturated)
     if asked_bits <= 0:
-        return LinkRecord(backend=backend)
+        return None
     excess_bits = [bin_.delivered_bits - bin_.asked_bits for bin_ in saturated]
     others = sum(
-        max(bin_.delivered_bits - bin_.asked_bits, 0.0) for bin_ in scored if not bin_.saturated
+        max(bin_.delivered_bits - bin_.asked_bits, 0.0)
+        for bin_ in scored
+        if not bin_.saturated and bin_.asked_bits > 0
     )
-    return LinkRecord(
-        backend=backend,
-        wire_nmae_1s=(sum(map(abs, excess_bits)) + others) / asked_bits,
+    return _Follows(
+        nmae=(sum(map(abs, excess_bits)) + others) / asked_bits,
         total_error=sum(excess_bits) / asked_bits,
         saturated_s=sum(bin_.end_s - bin_.begin_s for bin_ in saturated),
     )
+
+
+def _nearest_rank(values: Sequence[float], share: float) -> float | None:
+    """The smallest value that this share of all does not exceed; None of nothing."""
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -10,22 +12,35 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from emulation_entries import PORT, build
 from mininet.link import Link
 from mininet.log import lg
 from mininet.net import Mininet
 from mininet.nodelib import LinuxBridge
 
-from testbed.emulated_session import _messages
+from player.trace import Trace
+from testbed.emulated_session import LINK_CHECK_S
+from testbed.host_tcp import HostTcp
 from testbed.links.engine import engine_process
 from testbed.links.htb import ShapingError
 from testbed.links.mininet_link import TraceLink
-from testbed.links.spec import DirectionSpec, LinkSpec, constant_trace
+from testbed.links.spec import (
+    DirectionSpec,
+    GilbertElliott,
+    LinkChange,
+    LinkSpec,
+    QueueSpec,
+    constant_trace,
+)
 from testbed.links.tap import tap_problem
+from testbed.links.traffic import Route, tcp_load
 from testbed.namespaces import bring_up, fork_into, in_network_of, socket_in
 from testbed.sandbox import Send
+from testbed.topology import SessionNetwork
 
 ENGINE = "link_engine"
+PATIENCE_S = 10.0
 
 
 def echo_times(job: dict[str, Any], send: Send) -> None:
@@ -93,24 +108,19 @@ def lose_engine(job: dict[str, Any], send: Send) -> None:
     """The engine gets a signal in mid-session; how the session learns of it, and when."""
     with build(job) as network:
         network.start_replay()
-        ours, theirs = socket.socketpair()
         (engine,) = [
             int(entry.name)
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit() and (entry / "comm").read_text().strip() == ENGINE
         ]
         began = time.monotonic()
-        with ours, theirs:
-            try:
-                for _ in _messages(_signalling(ours, engine, job["signal"]), network):
-                    pass
-            except ShapingError as error:
-                send({"error": str(error), "after_s": time.monotonic() - began})
-
-
-def _signalling(end: socket.socket, pid: int, number: int) -> socket.socket:
-    os.kill(pid, signal.Signals(number))
-    return end
+        os.kill(engine, signal.Signals(job["signal"]))
+        try:
+            while time.monotonic() < began + PATIENCE_S:
+                time.sleep(LINK_CHECK_S)
+                network.check_alive()
+        except ShapingError as error:
+            send({"error": str(error), "after_s": time.monotonic() - began})
 
 
 def probe_tap(job: dict[str, Any], send: Send) -> None:
@@ -162,3 +172,81 @@ def _round_trip_s(client_pid: int, server_pid: int, address: str) -> float:
             in_network_of(client_pid, socket.create_connection, (address, PORT)).close()
             times_s.append(time.monotonic() - began)
         return min(times_s)
+
+
+def spec_of(job: dict[str, Any]) -> LinkSpec:
+    """A link from JSON: ``down`` and ``up`` as a ``DirectionSpec``, or ``rate_mbps`` in them."""
+
+    def direction(
+        *,
+        rate_mbps: float | None = None,
+        times_s: list[float] | None = None,
+        rates_mbps: list[float] | None = None,
+        queue: dict[str, Any] | None = None,
+        bursts: dict[str, float] | None = None,
+        **options: Any,
+    ) -> DirectionSpec:
+        if rate_mbps is not None:
+            options["trace"] = constant_trace(rate_mbps)
+        elif times_s is not None:
+            options["trace"] = Trace("test", np.array(times_s), np.array(rates_mbps))
+        if bursts is not None:
+            options["loss"] = GilbertElliott(**bursts)
+        return DirectionSpec(**options, queue=QueueSpec(**(queue or {})))
+
+    return LinkSpec(
+        down=direction(**job["down"]),
+        up=direction(**job.get("up", {})),
+        backend="userspace",
+        changes=tuple(LinkChange(**change) for change in job.get("changes", [])),
+    )
+
+
+def datagrams(job: dict[str, Any], send: Send) -> None:
+    """Numbered datagrams towards the client: which arrived, in which order, and when."""
+    with SessionNetwork(spec_of(job)) as network:
+        source = in_network_of(network.server.pid, socket.socket, type=socket.SOCK_DGRAM)
+        sink = in_network_of(network.client.pid, socket.socket, type=socket.SOCK_DGRAM)
+        with source, sink:
+            sink.bind((network.client.address, PORT))
+            sink.setblocking(False)
+            began_s = network.start_replay()
+            arrived: list[tuple[int, float]] = []
+            payload = bytes(job.get("padding", 0))
+            for number in range(job["count"]):
+                source.sendto(number.to_bytes(4) + payload, (network.client.address, PORT))
+                if number % job.get("burst", 10) == 0:
+                    time.sleep(job.get("pause_s", 0.002))
+                    _note(arrived, sink, began_s)
+            time.sleep(job.get("tail_s", 0.3))
+            _note(arrived, sink, began_s)
+        measurement = network.stop_replay()
+    seconds = [dataclasses.asdict(second) for second in measurement.seconds]
+    send({"arrived": arrived, "seconds": seconds})
+
+
+def _note(arrived: list[tuple[int, float]], sink: socket.socket, began_s: float) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            arrived.append((int.from_bytes(sink.recv(2000)[:4]), time.monotonic() - began_s))
+
+
+def transfers(job: dict[str, Any], send: Send) -> None:
+    """TCP both ways at once for some seconds; what the link measured."""
+    hosts = {name: HostTcp(**settings) for name, settings in job.get("hosts", {}).items()}
+    with SessionNetwork(spec_of(job), hosts=hosts) as network, contextlib.ExitStack() as stack:
+        at_s = time.monotonic() + 0.3
+        near, far = network.server, network.client
+        for source, sink in ((near, far), (far, near))[: job.get("ways", 2)]:
+            route = Route(source.pid, sink.pid, sink.address)
+            stack.enter_context(tcp_load(route, at_s=at_s, seconds=job["seconds"]))
+        time.sleep(0.3)
+        network.start_replay()
+        time.sleep(job["seconds"])
+        measurement = network.stop_replay()
+    send(
+        {
+            "record": dataclasses.asdict(measurement.record),
+            "seconds": [dataclasses.asdict(second) for second in measurement.seconds],
+        }
+    )
