@@ -55,6 +55,22 @@ install_debian_packages() {
         die "apt-get install failed; please install: ${missing[*]}"
 }
 
+# Links run faster with the loop in C, and without it just the same: never a reason to fail.
+install_compiler() {
+    local as_root=()
+    if has cc; then
+        return 0
+    fi
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo --non-interactive)
+    say "Installing a C compiler"
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install --yes --no-install-recommends gcc libc6-dev >/dev/null 2>&1 ||
+        { "${as_root[@]}" apt-get -qq update && "${as_root[@]}" env \
+            DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
+            gcc libc6-dev; } >/dev/null 2>&1 ||
+        say "No C compiler (packages gcc, libc6-dev): the user-space link will be slower."
+}
+
 # What pip would take for torch here may be a CUDA build of several gigabytes. That is asked first,
 # and unless wanted, the CPU build is taken by uv, which knows where PyTorch publishes it.
 install_torch() {
@@ -83,7 +99,7 @@ sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH_VERSION" 2>/d
     fi
 }
 
-fingerprint() { cat pyproject.toml setup.sh | sha256sum; }
+fingerprint() { cat pyproject.toml setup.sh testbed/links/_*.[ch] | sha256sum; }
 
 install_debian_packages
 python=$(find_python)
@@ -91,6 +107,7 @@ python=$(find_python)
 if [ "$(cat .venv/.setup 2>/dev/null)" = "$(fingerprint)" ] && [ -x .venv/bin/testbed ]; then
     exit 0
 fi
+install_compiler
 say "Installing Python packages into .venv (a few minutes the first time)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 install_torch

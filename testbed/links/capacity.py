@@ -89,6 +89,8 @@ class TraceRate:
         step = min(bisect_right(edges, within), len(speeds)) - 1
         have = cumulative[step] + (within - edges[step]) * speeds[step] + bits
         passes, rest = divmod(have, self._total_bits)
+        if rest == 0.0 and passes > 0.0:  # with the last bit of a pass, not behind its outages
+            passes, rest = passes - 1.0, self._total_bits
         left = max(bisect_left(cumulative, rest), 1) - 1
         missing = rest - cumulative[left]
         ends = edges[left] + (missing / speeds[left] if missing > 0.0 else 0.0)

@@ -26,7 +26,11 @@ class Carrier(Protocol):
     name: str
 
     def add(self, source: int, sink: int, settings: PipeSettings, arrays: TraceArrays) -> int:
-        """Begins to carry what can be read from one descriptor to another one."""
+        """Begins to carry what can be read from one descriptor to another one.
+
+        Returns:
+            The number of the pipe; one that was removed may give its number to a new one.
+        """
         ...
 
     def start(self, pipe: int, now_s: float) -> None:

@@ -8,6 +8,7 @@ times. ``_carrier.c`` does the same, faster, with the same decisions.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import math
 import time
@@ -28,6 +29,7 @@ from testbed.links.draws import NORMAL_STEPS, draw, normal_quantiles
 from testbed.links.measurement import ARRIVAL_DEADLINE_S, BIN_S, NEVER_S, SHORTEST_BIN_S
 
 ETHERNET_BYTES = 14
+FRAME_BYTES = 2048  # longer ones are dropped
 GROUP_ADDRESS = 0x01  # in the first byte of a frame
 MAX_SAMPLES = 1024  # of the delays in one bin
 
@@ -213,6 +215,11 @@ class Pipe:
     def admit(self, frame: bytes, now_s: float) -> None:
         """Takes in a frame that was read now."""
         settings = self._settings
+        if len(frame) <= ETHERNET_BYTES:
+            return
+        if len(frame) > FRAME_BYTES:
+            self._counters.drops += 1
+            return
         deviation_s = 0.0
         copies = 1
         # What a switch itself says now and then, to all, must not shift the numbers.
@@ -342,9 +349,15 @@ class Pipe:
     # ---- measuring ------------------------------------------------------------------------------
 
     def _deliver(self, packet: Packet, due_s: float) -> None:
-        self._write(packet.frame)
-        now_s = self._clock()
         counters = self._counters
+        try:
+            self._write(packet.frame)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            counters.drops += 1  # the interface is down
+            return
+        now_s = self._clock()
         counters.packets += 1
         counters.size_bytes += packet.size_bytes
         self.delivered += 1
@@ -374,9 +387,10 @@ class Pipe:
 
     def _begin_bin(self) -> None:
         self._counters = Counters()
-        self._was_idle = self._sending is None
-        self._most_packets = len(self._fifo) + (self._sending is not None)
-        self._most_bytes = self.waiting_bytes
+        sending = self._sending
+        self._was_idle = sending is None
+        self._most_packets = len(self._fifo) + (sending is not None)
+        self._most_bytes = self.waiting_bytes + (sending.size_bytes if sending is not None else 0)
         self._late_s = 0.0
         self._delays_s = []
         self._skip, self._stride = 0, 1

@@ -228,8 +228,7 @@ class UserspaceLink:
     def _check_counters(self, ports: LinkPorts, delivered: dict[str, int]) -> None:
         unread = 0
         for direction, port in (("down", ports.down_receiver), ("up", ports.up_receiver)):
-            counter = _counter(port)
-            with counter:
+            with _counter(port) as counter:
                 received, _ = counter.read()
                 unread += counter.read_unsent()
             if received != delivered[direction]:  # the interface is as old as the link
