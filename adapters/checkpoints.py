@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.backbones import Backbone, BackboneError, load_backbone
+from adapters.inference import CACHE_BYTES, Inference
 from adapters.policy import AbrModelConfig, AbrPolicy
 
 CHECKPOINT_FORMAT = "netllm-testbed checkpoint 1"
@@ -146,7 +147,13 @@ def read_config(folder: Path, *, task: str) -> CheckpointConfig:
 
 
 def load_checkpoint(
-    spec: str, task: str = "abr", *, device: str = "cpu", backbone: str | None = None
+    spec: str,
+    task: str = "abr",
+    *,
+    device: str = "cpu",
+    backbone: str | None = None,
+    inference: Inference | Literal["auto"] = "auto",
+    cache_bytes: int = CACHE_BYTES,
 ) -> AbrPolicy:
     """Loads a checkpoint on its backbone, ready to answer.
 
@@ -155,9 +162,13 @@ def load_checkpoint(
         task: the task that it must be for.
         device: where to put it.
         backbone: where to find the backbone, if elsewhere than in training.
+        inference: how answers are computed, see :meth:`AbrPolicy.freeze`.
+        cache_bytes: bound of what is kept of past tokens.
 
     Raises:
         CheckpointError: see the class.
+        BackboneError: this way to compute answers does not work with the backbone.
+        ValueError: the bound is too small for one window.
     """
     folder = checkpoint_folder(spec)
     config = read_config(folder, task=task)
@@ -171,7 +182,7 @@ def load_checkpoint(
     except BackboneError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: model.block: {error}") from error
     load_adapter(policy, folder / WEIGHTS_FILE)
-    return policy.to(device).freeze()
+    return policy.to(device).freeze(inference, cache_bytes=cache_bytes)
 
 
 def load_adapter(policy: AbrPolicy, path: Path) -> None:

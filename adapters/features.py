@@ -81,17 +81,24 @@ def step_features(observation: AbrObservation) -> StepFeatures:
     )
 
 
-def window_features(observation: AbrObservation, block: int) -> StepFeatures:
+def window_features(
+    observation: AbrObservation, block: int, *, first: int | None = None
+) -> StepFeatures:
     """``(S, …)`` features of the window in which the step is decided, oldest first.
 
     Past steps are rebuilt from the history; their sizes are unknown and set to 0, which no token
     that matters looks at (see ``adapters.tokens``).
+
+    Args:
+        observation: of the step.
+        block: steps per block of the window.
+        first: leaves out the steps of the window before this one.
     """
     step = observation.chunk_index
     forgotten = step - len(observation.history)
     no_sizes = np.zeros((UPCOMING_LIMIT, observation.levels), dtype=np.float32)
     rows: list[StepFeatures] = []
-    for past in range(window_start(step, block), step):
+    for past in range(window_start(step, block) if first is None else first, step):
         history = observation.history[: past - forgotten]
         buffer_s = history[-1].buffer_s if history else 0.0
         one = _past_features(history, buffer_s, observation.chunks_left + step - past, observation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from adapters.backbones import Backbone, BackboneError, add_lora, merge_lora
 from adapters.encoders import StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
+from adapters.inference import CACHE_BYTES, CachedInference, Inference, choose_pass
 from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
-from player.observation import AbrObservation, ObservationError
+from player.observation import HISTORY_LIMIT, AbrObservation, ObservationError
 
 
 class LadderError(ObservationError):
@@ -47,6 +49,11 @@ class AbrModelConfig:
         for name in ("block", "feature_size", "lora_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if window_steps(self.block) > HISTORY_LIMIT:
+            raise ValueError(
+                f"block must be at most {HISTORY_LIMIT // 2}, is {self.block}: windows are rebuilt "
+                f"from the last {HISTORY_LIMIT} chunks"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, is {self.dropout}")
 
@@ -80,6 +87,8 @@ class AbrPolicy(nn.Module):
         self.head = nn.Linear(backbone.hidden_size, config.levels)
         allowed = torch.from_numpy(attention_allowed(window_tokens(config.block)))
         self.register_buffer("allowed", allowed, persistent=False)
+        self.inference: Inference = "full"
+        self._cached: CachedInference | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +99,7 @@ class AbrPolicy(nn.Module):
         """Switches dropout of the adapters; the frozen model's own dropout stays off."""
         super().train(mode)
         if mode:
+            self.inference, self._cached = "full", None  # what is kept belongs to these weights
             for name, module in self.backbone.named_modules():
                 if isinstance(module, nn.Dropout) and "lora_" not in name:
                     module.eval()
@@ -113,6 +123,8 @@ class AbrPolicy(nn.Module):
             LadderError: a ladder has another number of levels than the model's.
         """
         self._check_ladders(observations)
+        if self._cached is not None:
+            return self._cached.logits(observations)
         windows = [window_features(one, self.config.block) for one in observations]
         steps = [len(window.action) for window in windows]
         batch = stack([pad_steps(window, max(steps)) for window in windows])
@@ -153,11 +165,33 @@ class AbrPolicy(nn.Module):
             levels[known] = logits.argmax(dim=1).cpu().numpy()
         return [int(level) for level in levels]
 
-    def freeze(self) -> AbrPolicy:
-        """Makes the model ready to answer: updates folded in, no dropout, no gradients."""
+    def freeze(
+        self, inference: Inference | Literal["auto"] = "full", *, cache_bytes: int = CACHE_BYTES
+    ) -> AbrPolicy:
+        """Makes the model ready to answer: updates folded in, no dropout, no gradients.
+
+        Args:
+            inference: how answers are computed; ``auto`` takes the fastest exact way, which the
+                attribute ``inference`` tells afterwards. None changes an answer.
+            cache_bytes: bound of what is kept of past tokens.
+
+        Raises:
+            BackboneError: this way does not work with the backbone.
+            ValueError: not one window fits into the bound.
+        """
         self.eval()
         merge_lora(self.backbone)
         self.requires_grad_(False)
+        self.inference, run = choose_pass(self.backbone, self.config.block, inference)
+        if run is not None:
+            self._cached = CachedInference(
+                encoder=self.encoder,
+                run=run,
+                head=self.head,
+                block=self.config.block,
+                return_target=float(self.config.return_target or 0.0),
+                limit_bytes=cache_bytes,
+            )
         return self
 
     def adapter_state(self) -> dict[str, Tensor]:

@@ -55,12 +55,30 @@ class LinkRecord:
             over the bins in which the link was saturated; None when there was none.
         total_error: (delivered - asked) / asked over the same bins.
         saturated_s: seconds that these bins cover.
+        up_wire_nmae_1s: ``wire_nmae_1s`` of the way up; None if it has no bottleneck.
+        queue_drops: packets towards the client that found the queue full.
+        losses: likewise, that the loss process took.
+        aqm_drops: likewise, that the active queue management dropped.
+        marks: likewise, that it marked instead.
+        duplicates: likewise, that came twice.
+        delay_p50_ms: one-way delay towards the client, queueing included: in every second the one
+            that half of the packets stayed below, of these the median.
+        delay_p99_ms: likewise, the one that 99 % stayed below; of these the one that is not
+            exceeded in 99 % of the seconds.
     """
 
     backend: str
     wire_nmae_1s: float | None = None
     total_error: float | None = None
     saturated_s: float = 0.0
+    up_wire_nmae_1s: float | None = None
+    queue_drops: int = 0
+    losses: int = 0
+    aqm_drops: int = 0
+    marks: int = 0
+    duplicates: int = 0
+    delay_p50_ms: float | None = None
+    delay_p99_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +160,57 @@ class CaptureRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundRecord:
+    """What became of one entry of background traffic during one session.
+
+    Attributes:
+        kind: of the traffic.
+        direction: which way the data went.
+        started: transfers that began.
+        finished: transfers that came to their size or to their end of sending, all received.
+        errors: connections that failed, or were not made because too many were open.
+        received_bytes: payload that arrived.
+        throughput_mbps: mean of it from the entry's ``start_s`` to its ``stop_s``, or to the end.
+        flows_mbps: the same for each flow; sums up to ``throughput_mbps``.
+        completion_p50_s: from the start of a web transfer to its last byte, median of the finished.
+        completion_p95_s: its 95th percentile.
+    """
+
+    kind: str
+    direction: str
+    started: int
+    finished: int
+    errors: int
+    received_bytes: int
+    throughput_mbps: float
+    flows_mbps: tuple[float, ...]
+    completion_p50_s: float | None
+    completion_p95_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """One session: one arm on one trace; a failed one keeps the chunks it finished."""
+    """One player: one arm on one trace; a failed one keeps the chunks it finished.
+
+    Attributes:
+        arm: label of the arm.
+        controller: its controller.
+        trace: name of the trace.
+        seed: of the experiment.
+        driver: ``emulated`` or ``simulated``.
+        status: how it ended.
+        error: why it failed.
+        qoe_per_chunk: mean over the scored chunks.
+        startup_s: wait for the first chunk.
+        wall_s: how long it took.
+        start_index: point of the trace where it began.
+        link: the bottleneck, for all that shared it.
+        chunks: in order.
+        client: which of the players behind the bottleneck, from 0.
+        group: name of those that shared it; None: in files of versions that had one player each.
+        background: the other traffic on the bottleneck, one per entry of the experiment.
+        capture: what the player's packets say, if they were captured.
+    """
 
     arm: str
     controller: str
@@ -158,4 +225,12 @@ class SessionRecord:
     start_index: int
     link: LinkRecord
     chunks: tuple[ChunkRecord, ...]
+    client: int = 0
+    group: str | None = None
+    background: tuple[BackgroundRecord, ...] = ()
     capture: CaptureRecord | None = None
+
+    @property
+    def bottleneck(self) -> tuple[str, str]:
+        """Group and trace: what all players behind one bottleneck have in common."""
+        return self.group or self.arm, self.trace

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from player.records import BackgroundRecord
 from player.trace import BITS_PER_MEGABIT
 from testbed.background import BackgroundTraffic, Transfer, flow_count, transfers
 from testbed.namespaces import Child, fork_into, socket_in
@@ -60,35 +61,6 @@ class CongestionUnavailable(ValueError):
 
 class BackgroundDied(RuntimeError):
     """The process that makes the background traffic ended, or does not answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackgroundRecord:
-    """What became of one ``[[background]]`` entry.
-
-    Attributes:
-        kind: of the traffic.
-        direction: which way the data went.
-        started: transfers that began.
-        finished: transfers that came to their size or to their end of sending, all received.
-        errors: connections that failed, or were not made because too many were open.
-        received_bytes: payload that arrived.
-        throughput_mbps: mean of it from ``start_s`` to ``stop_s`` or the end of the session.
-        flows_mbps: the same for each flow; sums up to ``throughput_mbps``.
-        completion_p50_s: from the start of a web transfer to its last byte, median of the finished.
-        completion_p95_s: its 95th percentile.
-    """
-
-    kind: str
-    direction: str
-    started: int
-    finished: int
-    errors: int
-    received_bytes: int
-    throughput_mbps: float
-    flows_mbps: tuple[float, ...]
-    completion_p50_s: float | None
-    completion_p95_s: float | None
 
 
 class Background:

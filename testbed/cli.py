@@ -23,7 +23,7 @@ from player.content import ContentError
 from player.sockets import ServerAddressError
 from player.trace import TraceError
 from player.video import VideoFormatError
-from testbed import __version__, cli_traces, cli_training
+from testbed import __version__, cli_links, cli_traces, cli_training
 from testbed.builtin import DataNotFound
 from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
 from testbed.doctor import diagnose, render
@@ -76,6 +76,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_traces.app, name="trace")
+app.add_typer(cli_links.app, name="link")
 app.add_typer(cli_training.pool_app, name="pool")
 app.add_typer(cli_training.train_app, name="train")
 app.command("collect")(cli_training.collect)
@@ -131,7 +132,7 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as link.delay_ms=20."),
     ] = None,
     driver: Annotated[str | None, typer.Option(help="simulated or emulated.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Sessions at once.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Players at once.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out.")] = False,
     as_json: JsonOption = False,
 ) -> None:

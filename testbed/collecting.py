@@ -13,7 +13,7 @@ from controllers import registry
 from player.records import SessionRecord
 from player.trace import FloatArray, Trace
 from testbed.emulation import EmulatedSession, emulate
-from testbed.experiment import ConfigError, Experiment, Plan, Session
+from testbed.experiment import ConfigError, Experiment, Plan, Session, list_sessions
 from testbed.simulation import link_model, simulate
 
 
@@ -23,16 +23,13 @@ def draw_starts(plan: Plan, starts_per_trace: int) -> Plan:
     The points are the same for all arms, so that arms stay comparable.
     """
     rng = np.random.default_rng(plan.experiment.seed)
-    sessions: list[Session] = []
+    up_traces = {session.trace.name: session.up_trace for session in plan.sessions}
+    starts: list[tuple[Trace, int, Trace | None]] = []
     for trace in plan.traces:
         points = len(trace.times_s) - 1
         drawn = rng.choice(np.arange(1, points + 1), min(starts_per_trace, points), replace=False)
-        for start_index in sorted(int(point) for point in drawn):
-            sessions += [
-                Session(len(sessions) + number, arm, trace, start_index)
-                for number, arm in enumerate(plan.experiment.arms)
-            ]
-    return replace(plan, sessions=tuple(sessions))
+        starts += [(trace, int(point), up_traces[trace.name]) for point in sorted(drawn)]
+    return replace(plan, sessions=list_sessions(plan.experiment, starts))
 
 
 def collect_pool(

@@ -55,7 +55,7 @@ def compare_runs(
 
 
 def _cells(runs: Sequence[Results], arm: str) -> tuple[Cell, ...]:
-    by_trace = [_qoe_by_trace(run, arm) for run in runs]
+    by_trace = [run.qoe_of_arm(arm) for run in runs]
     common = [trace for trace in by_trace[0] if all(trace in other for other in by_trace)]
     values = [[qoe[trace] for trace in common] for qoe in by_trace]
     texts = [str(len(common)), *(fixed(mean(one), 3) for one in values)]
@@ -78,14 +78,8 @@ def _difference_percent(base: float | None, other: float | None) -> float | None
     return (other - base) / abs(base) * PERCENT
 
 
-def _qoe_by_trace(run: Results, arm: str) -> dict[str, float]:
-    return {
-        row.trace: row.qoe_per_chunk for row in run.of_arm(arm) if row.qoe_per_chunk is not None
-    }
-
-
 def _trace_pairs(base: Results, other: Results, arm: str, colour: int) -> Series:
-    first, second = _qoe_by_trace(base, arm), _qoe_by_trace(other, arm)
+    first, second = base.qoe_of_arm(arm), other.qoe_of_arm(arm)
     common = [trace for trace in first if trace in second]
     return Series(
         arm,

@@ -100,7 +100,7 @@ class RichProgress:
         self._bars = bars
         self._task = bars.add_task("sessions", total=None, ended=0, sessions=0, note="")
         self._ended = self._failed = 0
-        self._shares: dict[tuple[str, str], float] = {}  # of the sessions that play
+        self._shares: dict[tuple[str, str, int], float] = {}  # of the sessions that play
 
     def planned(self, sessions: int, finished: int) -> None:
         """Sets the length of the bar."""
@@ -110,13 +110,13 @@ class RichProgress:
 
     def session_advanced(self, session: Session, share: float) -> None:
         """Moves the bar by the part of a session that is done."""
-        self._shares[session.arm.label, session.trace.name] = share
+        self._shares[session.arm.label, session.trace.name, session.client] = share
         self._show()
 
     def session_finished(self, record: SessionRecord) -> None:
         """Counts the session."""
         self._ended += 1
-        self._shares.pop((record.arm, record.trace), None)
+        self._shares.pop((record.arm, record.trace, record.client), None)
         if record.status == "failed":
             self._failed += 1
             self._bars.console.print(

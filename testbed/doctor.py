@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from player.trace import Trace
-from testbed.links.backends import NETEM_REMEDY
+from testbed.links.backends import MODULE_REMEDY, NETEM_REMEDY
 from testbed.links.compiled import CarrierNotBuilt, load_library
 from testbed.links.htb import ShapingError, qdisc_problem, run_tool
 from testbed.links.spec import DirectionSpec, LinkSpec
@@ -36,10 +36,6 @@ from testbed.sandbox import Mode, SandboxError, Send, probe_sandbox, run_in_sand
 DISTRIBUTION = "netllm-testbed"
 DEFAULT_CONGESTION = "cubic"
 TORCH_TIMEOUT_S = 30.0
-MODULES_REMEDY = (
-    "use a kernel with the module sch_{kind} (Debian: a stock or cloud kernel; Ubuntu: "
-    "linux-modules-extra-$(uname -r))"
-)
 PROGRAMS = {
     "mnexec": ("mininet", ("-v",)),
     "brctl": ("bridge-utils", ("--version",)),
@@ -312,7 +308,7 @@ def _qdisc(kind: str, options: tuple[str, ...], purpose: str, *, required: bool)
     problem = qdisc_problem(kind, *options)
     if problem is None:
         return Check(True, purpose, required)
-    remedy = NETEM_REMEDY if kind == "netem" else MODULES_REMEDY.format(kind=kind)
+    remedy = NETEM_REMEDY if kind == "netem" else MODULE_REMEDY.format(kind=kind)
     return Check(False, f"{purpose}: {problem}; {remedy}", required)
 
 

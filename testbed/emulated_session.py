@@ -1,302 +1,326 @@
-"""One emulated session: a network of its own, a DASH server, a player, and what they measured."""
+"""One emulated session: a network of its own, a DASH server, its players, and what they measured.
+
+A session is all that happens on one bottleneck: one player, or several that share it.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
-import json
+import hashlib
 import logging
-import select
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controllers import registry
-from controllers.client import ControllerClient
-from player.content import load_pack
-from player.headless import Limits, play_headless
 from player.qoe import session_qoe
-from player.records import ChunkRecord, LinkRecord, SessionRecord
-from player.server import HostedVideo, RequestLogEntry, serve
+from player.records import BackgroundRecord, LinkRecord, SessionRecord
+from testbed.background_flows import Background
+from testbed.emulated_hosts import capture_path, captured, handed_over, look_through, media_server
+from testbed.emulated_player import Played, Players, session_id
 from testbed.experiment import Experiment, Plan, Session
+from testbed.experiment_sections import HostConfig, LinkConfig
+from testbed.host_tcp import HostTcp
+from testbed.links.engine import EngineHandle
 from testbed.links.measurement import LinkMeasurement
-from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec
-from testbed.namespaces import fork_into, socket_in, unshare_network
+from testbed.links.spec import LinkChange, LinkSpec
+from testbed.namespaces import unshare_network
 from testbed.sandbox import Send
-from testbed.topology import SessionNetwork
+from testbed.topology import HOSTS, SessionNetwork
 
 log = logging.getLogger(__name__)
 
-MEDIA_PORT = 8000
-CONTROLLER_PORT = 8100
-VIDEO_NAME = "video"
-#: Beyond the time-out that the player's question carries itself.
-DECISION_GRACE_S = 1.0
 #: A link that stands still is noticed after a few of these.
 LINK_CHECK_S = 0.5
-MESSAGE_BYTES = 1 << 16
-
-
-class PlayerDied(RuntimeError):
-    """The player's process ended without a word."""
+SEED_BYTES = 8
 
 
 @dataclass
 class _Outcome:
-    """What is known of a session so far; a failure leaves it as it was reached."""
+    """What is known of a session so far."""
 
-    chunks: list[ChunkRecord] = field(default_factory=list)
-    wall_s: float = 0.0
-    error: str | None = None
+    players: tuple[Played, ...]
     link: LinkMeasurement | None = None
+    background: tuple[BackgroundRecord, ...] = ()
     requests: list[dict[str, Any]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, group: Sequence[Session]) -> _Outcome:
+        """Nothing yet."""
+        return cls(tuple(map(Played, group)))
 
-def session_network(experiment: Experiment, session: Session) -> SessionNetwork:
-    """The network that a session asks for; nothing is built yet."""
-    link = experiment.link
+    def fail(self, why: str) -> None:
+        """All players suffer from it, those that came to their end as well."""
+        for played in self.players:
+            played.error = why
+
+
+# ---- what is asked ------------------------------------------------------------------------------
+
+
+def session_network(
+    experiment: Experiment, session: Session, *, engine: EngineHandle | None = None
+) -> SessionNetwork:
+    """The network that a session asks for; nothing is built yet.
+
+    Args:
+        experiment: says what it is like.
+        session: any of the players in it.
+        engine: carries the packets of user-space links; None: one of its own.
+    """
     return SessionNetwork(
-        LinkSpec(
-            down=DirectionSpec(
-                trace=session.trace,
-                start_s=session.start_s,
-                delay_ms=link.delay_ms,
-                loss=link.loss,
-                queue=QueueSpec(packets=link.queue_packets),
-                seed=f"{experiment.seed}/{session.number}",
-            ),
-            up=DirectionSpec(delay_ms=link.delay_ms),
-            backend=link.backend,
-        ),
+        link_spec(experiment, session),
+        clients=experiment.players,
+        has_background=bool(experiment.background),
         controller_delay_ms=experiment.controller_link.delay_ms,
         switch=experiment.network.switch,
-        congestion=link.congestion,
+        hosts={name: _host_tcp(experiment, getattr(experiment.hosts, name)) for name in HOSTS},
+        engine=engine,
     )
+
+
+def link_spec(experiment: Experiment, session: Session) -> LinkSpec:
+    """The bottleneck of a session; its chances are those of the seed and the trace alone.
+
+    So all arms meet the same losses on a trace, by the number of the packet.
+    """
+    link, seed = experiment.link, f"{experiment.seed}/{session.trace.name}"
+    return LinkSpec(
+        down=link.direction(
+            trace=session.trace,
+            start_s=session.start_s,
+            delay_ms=link.delay_ms,
+            seed=f"{seed}/down",
+        ),
+        up=link.up_direction(
+            trace=session.up_trace,
+            start_s=0.0 if session.up_trace is None else session.start_s,
+            seed=f"{seed}/up",
+        ),
+        backend=link.backend,
+        changes=_changes(link),
+    )
+
+
+def _changes(link: LinkConfig) -> tuple[LinkChange, ...]:
+    """In the order of time; a rate for both ways is one for those that have a bottleneck."""
+    changes: list[LinkChange] = []
+    for change in sorted(link.changes, key=lambda change: change.at_s):
+        if change.rate_mbps is None or change.direction is not None or link.has_up_bottleneck:
+            changes.append(change)
+            continue
+        changes.append(dataclasses.replace(change, direction="down"))
+        if change.delay_ms is not None or change.loss is not None:
+            changes.append(dataclasses.replace(change, direction="up", rate_mbps=None))
+    return tuple(changes)
+
+
+def _host_tcp(experiment: Experiment, host: HostConfig) -> HostTcp:
+    link = experiment.link
+    marks = link.ecn or (link.up is not None and link.up.ecn)
+    return HostTcp(
+        congestion=host.congestion or link.congestion,
+        settings=({"ecn": 1} if marks else {}) | host.tcp,
+    )
+
+
+# ---- playing ------------------------------------------------------------------------------------
 
 
 def play_session(
     plan: Plan,
-    session: Session,
+    group: Sequence[Session],
     control: socket.socket,
     send: Send,
     is_up: Callable[[], object],
+    *,
+    engine: EngineHandle | None = None,
+    captures: Path | None = None,
 ) -> None:
-    """Plays one session and sends its record; runs in a process of its own.
+    """Plays one session and sends a record per player; runs in a process of its own.
 
     Args:
         plan: the experiment.
-        session: which session.
+        group: the players on one bottleneck.
         control: where the controller service takes listening sockets from.
         send: takes messages for the outside.
         is_up: is called once the session's network stands.
+        engine: carries the packets of user-space links; None: one of its own.
+        captures: folder for the packets, if the experiment asks for them.
     """
-    outcome = _Outcome()
+    outcome = _Outcome.of(group)
+    paths = [] if captures is None else [capture_path(captures, session) for session in group]
     try:
         unshare_network()
-        _play(plan, session, control, send, is_up, outcome)
-    except Exception as error:  # whatever went wrong belongs into the session's record
-        log.debug("session %d failed", session.number, exc_info=True)
-        outcome.error = f"{type(error).__name__}: {error}"
-    send(_ended(plan, session, outcome))
+        with session_network(plan.experiment, group[0], engine=engine) as network:
+            _play(plan, network, outcome, control, send, is_up, paths)
+        for played, path in zip(outcome.players, paths, strict=False):
+            played.capture = look_through(path)
+    except Exception as error:  # whatever went wrong belongs into the records
+        log.debug("session %d failed", group[0].number, exc_info=True)
+        outcome.fail(f"{type(error).__name__}: {error}")
+    for message in _ended(plan, group, outcome):
+        send(message)
 
 
-def death_notice(plan: Plan, session: Session, status: int) -> dict[str, Any]:
-    """The message in the place of a session whose process died before it could send its own.
+def death_notices(plan: Plan, group: Sequence[Session], status: int) -> list[dict[str, Any]]:
+    """The messages in the place of those of a session whose process died before it could.
 
     Args:
         plan: the experiment.
-        session: which session.
+        group: the players.
         status: exit status of the process, or minus the signal that killed it.
     """
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    return _ended(plan, session, _Outcome(error=f"the session's process died: {how}"))
+    outcome = _Outcome.of(group)
+    outcome.fail(f"the session's process died: {how}")
+    return _ended(plan, group, outcome)
 
 
-def _ended(plan: Plan, session: Session, outcome: _Outcome) -> dict[str, Any]:
-    which = {"arm": session.arm.label, "trace": session.trace.name}
+def _play(
+    plan: Plan,
+    network: SessionNetwork,
+    outcome: _Outcome,
+    control: socket.socket,
+    send: Send,
+    is_up: Callable[[], object],
+    paths: Sequence[Path],
+) -> None:
+    def tell(session: Session, index: int) -> None:
+        send({"session": session.number, "kind": "chunk", "index": index})
+
+    first = outcome.players[0].session
+    with (
+        handed_over(control, str(first.number), network.controller),
+        media_server(plan, network.server) as outcome.requests,
+        _background(plan, network, first) as background,
+        captured(network.clients, paths),
+    ):
+        is_up()
+        with Players(plan, network, outcome.players) as players:
+            _conduct(plan, network, players, background, tell)
+        outcome.background = background.stop()
+        if any(played.chunks for played in outcome.players):
+            outcome.link = network.stop_replay()
+
+
+def _conduct(
+    plan: Plan,
+    network: SessionNetwork,
+    players: Players,
+    background: Background,
+    on_chunk: Callable[[Session, int], None],
+) -> None:
+    """Has the players begin together, and looks after the network until they have ended."""
+    began_s: float | None = None
+    ends_s = float("inf")
+    check_s = time.monotonic() + LINK_CHECK_S
+    while players.are_playing:
+        players.listen(min(check_s, ends_s) - time.monotonic(), on_chunk)
+        now_s = time.monotonic()
+        if now_s >= check_s:
+            network.check_alive()
+            check_s = now_s + LINK_CHECK_S
+        if players.are_ready and began_s is None:
+            began_s = network.start_replay()
+            background.start(began_s)
+            ends_s = began_s + _shortest_s(plan.experiment, players.played[0].session)
+            players.begin()
+        if now_s >= ends_s:
+            players.fail(
+                "TraceEnded: the link stopped at the end of its trace while the session still "
+                'played (link.at_end = "stop")'
+            )
+    if any(played.error for played in players.played):
+        network.check_alive()  # or the link may be what a player suffered from
+
+
+def _shortest_s(experiment: Experiment, session: Session) -> float:
+    """After how much time the link stops for good: where its trace does, unless it left that."""
+    link = link_spec(experiment, session)
+    ends = [
+        spec.ends_s
+        for name, spec in link.directions
+        if spec.ends_s is not None
+        and not any(
+            change.rate_mbps is not None
+            and change.direction in (None, name)
+            and change.at_s < spec.ends_s
+            for change in link.changes
+        )
+    ]
+    return min(ends, default=float("inf"))
+
+
+def _background(plan: Plan, network: SessionNetwork, session: Session) -> Background:
+    """The other traffic; equal on a trace for all arms."""
+    experiment = plan.experiment
+    near, far = network.background or (network.client, network.server)
+    text = f"{experiment.seed}/{session.trace.name}/background"
+    digest = hashlib.sha256(text.encode()).digest()
+    return Background(
+        experiment.background,
+        seed=int.from_bytes(digest[:SEED_BYTES]),
+        near=(near.pid, near.address),
+        far=(far.pid, far.address),
+    )
+
+
+# ---- what is written down -----------------------------------------------------------------------
+
+
+def _ended(plan: Plan, group: Sequence[Session], outcome: _Outcome) -> list[dict[str, Any]]:
+    """A message per player; what they have in common comes with the first."""
+    which = {"arm": group[0].group, "trace": group[0].trace.name}
     seconds = outcome.link.seconds if outcome.link else ()
-    return {
-        "session": session.number,
-        "kind": "session",
-        "record": dataclasses.asdict(_record(plan, session, outcome)),
-        "link_seconds": [which | dataclasses.asdict(second) for second in seconds],
-        "requests": [which | request for request in outcome.requests],
+    players = {
+        session_id(session): {"arm": session.arm.label, "client": session.client}
+        for session in group
     }
+    messages: list[dict[str, Any]] = []
+    for played in outcome.players:
+        is_first = not messages
+        messages.append(
+            {
+                "session": played.session.number,
+                "kind": "session",
+                "record": dataclasses.asdict(_record(plan, outcome, played)),
+                "link_seconds": [
+                    which | dataclasses.asdict(second) for second in seconds if is_first
+                ],
+                "requests": [
+                    which
+                    | {"group": group[0].group}
+                    | players.get(str(request["cmcd"].get("sid")), {})
+                    | request
+                    for request in outcome.requests
+                    if is_first
+                ],
+            }
+        )
+    return messages
 
 
-def _record(plan: Plan, session: Session, outcome: _Outcome) -> SessionRecord:
+def _record(plan: Plan, outcome: _Outcome, played: Played) -> SessionRecord:
+    session, chunks = played.session, played.chunks
     return SessionRecord(
         arm=session.arm.label,
         controller=session.arm.controller,
         trace=session.trace.name,
         seed=plan.experiment.seed,
         driver="emulated",
-        status="ok" if outcome.error is None else "failed",
-        error=outcome.error,
-        qoe_per_chunk=session_qoe([chunk.qoe for chunk in outcome.chunks]),
-        startup_s=outcome.chunks[0].rebuffer_s if outcome.chunks else None,
-        wall_s=outcome.wall_s,
+        status="ok" if played.error is None else "failed",
+        error=played.error,
+        qoe_per_chunk=session_qoe([chunk.qoe for chunk in chunks]),
+        startup_s=chunks[0].rebuffer_s if chunks else None,
+        wall_s=played.wall_s,
         start_index=session.start_index,
         link=outcome.link.record if outcome.link else LinkRecord(backend="none"),
-        chunks=tuple(outcome.chunks),
+        chunks=tuple(chunks),
+        client=session.client,
+        group=session.group,
+        background=outcome.background,
+        capture=played.capture,
     )
-
-
-def _play(
-    plan: Plan,
-    session: Session,
-    control: socket.socket,
-    send: Send,
-    is_up: Callable[[], object],
-    outcome: _Outcome,
-) -> None:
-    with (
-        session_network(plan.experiment, session) as network,
-        _handed_over(control, session, network),
-        _media_server(plan, network, outcome),
-    ):
-        is_up()
-        ours, theirs = socket.socketpair()
-        with ours, fork_into(network.client.pid, _run_player, plan, session, network, theirs):
-            theirs.close()
-            for message in _messages(ours, network):
-                match message:
-                    case {"ready": True}:
-                        network.start_replay()
-                        ours.sendall(b"go")
-                    case {"chunk": chunk}:
-                        outcome.chunks.append(ChunkRecord(**chunk))
-                        index = outcome.chunks[-1].index
-                        send({"session": session.number, "kind": "chunk", "index": index})
-                    case {"error": str(error)}:
-                        network.check_alive()  # or the link may be what the player suffered from
-                        outcome.error = error
-                        break
-                    case {"wall_s": float(wall_s)}:
-                        outcome.wall_s = wall_s
-                        break
-            else:
-                raise PlayerDied("the player's process ended without a word")
-        if outcome.chunks:
-            outcome.link = network.stop_replay()
-
-
-def _messages(end: socket.socket, network: SessionNetwork) -> Iterator[Any]:
-    """The player's messages until its end; looks after the network all the while."""
-    pending = b""
-    check_s = time.monotonic() + LINK_CHECK_S
-    while True:
-        if select.select([end], [], [], max(check_s - time.monotonic(), 0.0))[0]:
-            block = end.recv(MESSAGE_BYTES)
-            if not block:
-                return
-            *lines, pending = (pending + block).split(b"\n")
-            yield from map(json.loads, lines)
-        if time.monotonic() >= check_s:
-            network.check_alive()
-            check_s = time.monotonic() + LINK_CHECK_S
-
-
-@contextlib.contextmanager
-def _handed_over(
-    control: socket.socket, session: Session, network: SessionNetwork
-) -> Iterator[None]:
-    """Lets the controller service listen in this session's controller host.
-
-    A service that is gone takes nothing over; the player then finds its port closed.
-    """
-    name = str(session.number).encode()
-    with (
-        socket_in(network.controller.pid, network.controller.address, CONTROLLER_PORT) as listener,
-        contextlib.suppress(OSError),
-    ):
-        socket.send_fds(control, [name], [listener.fileno()])
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            control.send(name)
-
-
-@contextlib.contextmanager
-def _media_server(plan: Plan, network: SessionNetwork, outcome: _Outcome) -> Iterator[None]:
-    """The DASH server in the server host; its access log is in ``outcome`` afterwards."""
-    hosted = HostedVideo(plan.video, load_pack(plan.video.levels_kbps, plan.video.chunk_s))
-    with tempfile.TemporaryDirectory() as folder:
-        log_path = Path(folder) / "requests.jsonl"
-        log_path.touch()
-        with (
-            socket_in(network.server.pid, network.server.address, MEDIA_PORT) as listener,
-            fork_into(network.server.pid, _run_server, hosted, listener, log_path),
-        ):
-            listener.close()
-            yield
-        for line in log_path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):  # the last one may be torn
-                outcome.requests.append(json.loads(line))
-
-
-def _run_server(hosted: HostedVideo, listener: socket.socket, log_path: Path) -> None:
-    with log_path.open("a", encoding="utf-8", buffering=1) as file:
-
-        def write(entry: RequestLogEntry) -> None:
-            file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
-
-        asyncio.run(serve({VIDEO_NAME: hosted}, sockets=[listener], on_request=write))
-
-
-def _run_player(plan: Plan, session: Session, network: SessionNetwork, end: socket.socket) -> None:
-    def tell(**message: Any) -> None:
-        end.sendall(json.dumps(message).encode() + b"\n")
-
-    try:
-        wall_s = asyncio.run(_play_headless(plan, session, network, end, tell))
-    except Exception as error:  # told to the session's process, whatever it is
-        tell(error=f"{type(error).__name__}: {error}")
-    else:
-        tell(wall_s=wall_s)
-
-
-async def _play_headless(
-    plan: Plan,
-    session: Session,
-    network: SessionNetwork,
-    end: socket.socket,
-    tell: Callable[..., None],
-) -> float:
-    experiment, settings = plan.experiment, plan.experiment.player
-
-    async def start_together() -> None:
-        tell(ready=True)
-        end.setblocking(False)
-        await asyncio.get_running_loop().sock_recv(end, 2)
-        end.setblocking(True)
-
-    fallback = None
-    if settings.fallback is not None:
-        fallback = registry.create(experiment.task, settings.fallback).decide
-    async with ControllerClient(
-        f"http://{network.controller.address}:{CONTROLLER_PORT}",
-        experiment.task,
-        session.arm.label,
-        deadline_s=settings.decision_timeout_s,
-    ) as controller:
-        played = await play_headless(
-            manifest_url=f"http://{network.server.address}:{MEDIA_PORT}/{VIDEO_NAME}/manifest.mpd",
-            ask=controller.ask,
-            session_id=f"{session.arm.label} {session.trace.name}",
-            player_config=experiment.player_config,
-            fallback=fallback,
-            limits=Limits(
-                chunk_s=settings.chunk_timeout_s,
-                decision_s=settings.decision_timeout_s + DECISION_GRACE_S,
-            ),
-            before_start=start_together,
-            on_chunk=lambda chunk: tell(chunk=dataclasses.asdict(chunk)),
-        )
-    return played.wall_s

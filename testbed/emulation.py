@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +37,8 @@ class EmulatedSession:
 
     Attributes:
         record: the session.
-        link_seconds: rows of ``link.jsonl``.
-        requests: rows of ``requests.jsonl``: the video server's access log with CMCD.
+        link_seconds: rows of ``link.jsonl``; of players that share a bottleneck, with the first.
+        requests: rows of ``requests.jsonl``: the video server's access log with CMCD; likewise.
     """
 
     record: SessionRecord
@@ -52,6 +54,8 @@ _RAISED_AGAIN: Mapping[str, type[Exception]] = {
     "CongestionUnsupported": ConfigError,
     "InvalidOptions": ConfigError,
     "SwitchUnsupported": ConfigError,
+    "TcpSettingUnsupported": ConfigError,
+    "CongestionUnavailable": ConfigError,
     "UnknownController": ConfigError,
 }
 
@@ -61,6 +65,7 @@ def emulate(
     sessions: Sequence[Session],
     *,
     jobs: int,
+    captures: Path | None = None,
     on_session: Callable[[EmulatedSession], None],
     on_chunk: Callable[[Session, int], None],
     on_backend: Callable[[Backend], None] = lambda backend: None,
@@ -70,7 +75,8 @@ def emulate(
     Args:
         plan: the experiment.
         sessions: which of its sessions to play.
-        jobs: sessions at once.
+        jobs: players at once.
+        captures: existing folder for the packets, if the experiment asks for them.
         on_session: told of every session as it ends, well or not.
         on_chunk: told of every chunk that arrives.
         on_backend: told what makes the links, before the first session.
@@ -78,6 +84,7 @@ def emulate(
     Raises:
         ConfigError: a controller cannot be made.
         LinkUnsupported: the kernel cannot make the link.
+        ShapingError: what makes the links died.
         ContentError: there is no content for the video's ladder and it cannot be made.
         SandboxError: no sandbox can be made, or it died.
     """
@@ -101,8 +108,16 @@ def emulate(
                 )
             )
 
+    with emulation_errors():
+        job = encode_plan(plan, sessions, jobs=jobs, captures=captures)
+        run_in_sandbox(ENTRY, job, on_message=receive)
+
+
+@contextlib.contextmanager
+def emulation_errors() -> Iterator[None]:
+    """Raises what went wrong inside the sandbox as what it was there, where that is known."""
     try:
-        run_in_sandbox(ENTRY, encode_plan(plan, sessions, jobs=jobs), on_message=receive)
+        yield
     except SandboxError as error:
         known = _RAISED_AGAIN.get(error.kind or "")
         if known is None:
@@ -110,22 +125,30 @@ def emulate(
         raise known(str(error).removeprefix(f"{error.kind}: ")) from error
 
 
-def encode_plan(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> dict[str, Any]:
+def encode_plan(
+    plan: Plan, sessions: Sequence[Session], *, jobs: int, captures: Path | None = None
+) -> dict[str, Any]:
     """The job for the inside of the sandbox, as JSON values."""
     arms = {arm.label: number for number, arm in enumerate(plan.experiment.arms)}
-    traces = {session.trace.name: session.trace for session in sessions}
     return {
         "experiment": experiment_document(plan.experiment),
         "video": dataclasses.asdict(plan.video),
-        "traces": {
-            name: [trace.times_s.tolist(), trace.rates_mbps.tolist()]
-            for name, trace in traces.items()
-        },
+        "traces": _encode_traces(session.trace for session in sessions),
+        "up_traces": _encode_traces(session.up_trace for session in sessions),
         "sessions": [
-            [session.number, arms[session.arm.label], session.trace.name, session.start_index]
+            {
+                "number": session.number,
+                "arm": arms[session.arm.label],
+                "trace": session.trace.name,
+                "start_index": session.start_index,
+                "client": session.client,
+                "group": session.group,
+                "up_trace": session.up_trace and session.up_trace.name,
+            }
             for session in sessions
         ],
         "jobs": jobs,
+        "captures": None if captures is None else str(captures.resolve()),
     }
 
 
@@ -133,12 +156,31 @@ def decode_plan(job: Mapping[str, Any]) -> Plan:
     """Inverse of :func:`encode_plan`; the plan holds the sessions to play only."""
     experiment: Experiment = parse_experiment(job["experiment"], where="sandbox")
     video = pydantic.TypeAdapter(Video).validate_python(job["video"])
-    traces = {
-        name: Trace(name, np.array(times), np.array(rates))
-        for name, (times, rates) in job["traces"].items()
-    }
+    traces, up_traces = _decode_traces(job["traces"]), _decode_traces(job["up_traces"])
     sessions = tuple(
-        Session(number, experiment.arms[arm], traces[trace], start_index)
-        for number, arm, trace, start_index in job["sessions"]
+        Session(
+            number=session["number"],
+            arm=experiment.arms[session["arm"]],
+            trace=traces[session["trace"]],
+            start_index=session["start_index"],
+            client=session["client"],
+            group=session["group"],
+            up_trace=up_traces.get(session["up_trace"]),
+        )
+        for session in job["sessions"]
     )
     return Plan(experiment, video, sessions)
+
+
+def _encode_traces(traces: Iterable[Trace | None]) -> dict[str, Any]:
+    by_name = {trace.name: trace for trace in traces if trace is not None}
+    return {
+        name: [trace.times_s.tolist(), trace.rates_mbps.tolist()] for name, trace in by_name.items()
+    }
+
+
+def _decode_traces(document: Mapping[str, Any]) -> dict[str, Trace]:
+    return {
+        name: Trace(name, np.array(times), np.array(rates))
+        for name, (times, rates) in document.items()
+    }

@@ -16,13 +16,16 @@ import socket
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from controllers import registry
 from controllers.service import ControllerService
-from testbed.emulated_session import death_notice, play_session, session_network
+from testbed.background_flows import check_congestion
+from testbed.emulated_session import death_notices, play_session, session_network
 from testbed.emulation import decode_plan
-from testbed.experiment import Experiment, Plan, Session
+from testbed.experiment import Experiment, Plan, Session, group_sessions
+from testbed.links.engine import EngineHandle, engine_process
 from testbed.namespaces import Child, fork_into
 from testbed.sandbox import Send
 
@@ -39,66 +42,119 @@ class ControllerStartError(RuntimeError):
 
 
 def run_sessions(job: dict[str, Any], send: Send) -> None:
-    """Entry of the sandbox: plays all sessions of the job, sends each one's record as it ends."""
+    """Entry of the sandbox: plays all sessions of the job, sends their records as they end.
+
+    Raises:
+        ShapingError: the engine of the user-space links died; sessions that had not begun are not
+            played.
+    """
     plan = decode_plan(job)
     backend = session_network(plan.experiment, plan.sessions[0]).check()
+    check_congestion(plan.experiment.background)
     send({"kind": "backend", "name": backend.name, "why": backend.why})
-    with controller_process(plan.experiment) as control:
-        _play_all(plan, control, send, jobs=int(job["jobs"]))
+    captures = Path(job["captures"]) if job["captures"] else None
+    with contextlib.ExitStack() as stack:
+        engine = None
+        if backend.name == "userspace":
+            engine = stack.enter_context(engine_process())
+        control = stack.enter_context(controller_process(plan.experiment))
+        _Sessions(plan, control, send, engine, captures).play(jobs=int(job["jobs"]))
 
 
 @dataclass
 class _Running:
-    session: Session
+    group: tuple[Session, ...]
     child: Child
     is_up: socket.socket  # readable once the session's network stands, or the session ended
 
 
-def _play_all(plan: Plan, control: socket.socket, send: Send, *, jobs: int) -> None:
-    pending = deque(plan.sessions)
-    running: list[_Running] = []
-    setting_up: list[_Running] = []
-    while pending or running:
-        while pending and len(running) < jobs and len(setting_up) < SETTING_UP:
-            started = _start(plan, pending.popleft(), control, send)
-            running.append(started)
-            setting_up.append(started)
-        _wait(running, setting_up)
-        setting_up = [item for item in setting_up if not _readable(item.is_up)]
-        for ended in [item for item in running if not item.child.is_running]:
-            running.remove(ended)
-            ended.is_up.close()
-            setting_up = [item for item in setting_up if item is not ended]
-            if status := ended.child.wait():
-                send(death_notice(plan, ended.session, status))
+class _Sessions:
+    """Plays sessions, several at once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        control: socket.socket,
+        send: Send,
+        engine: EngineHandle | None,
+        captures: Path | None,
+    ) -> None:
+        self._plan = plan
+        self._control = control
+        self._send = send
+        self._engine = engine
+        self._captures = captures
+        self._running: list[_Running] = []
+        self._setting_up: list[_Running] = []
+
+    def play(self, *, jobs: int) -> None:
+        """Plays all of them.
+
+        Args:
+            jobs: players at once; a session with more of them is played alone.
+
+        Raises:
+            ShapingError: the engine died.
+        """
+        pending = deque(group_sessions(self._plan.sessions))
+        while pending or self._running:
+            while pending and self._has_room(len(pending[0]), jobs):
+                self._start(pending.popleft())
+            self._wait()
+            self._setting_up = [one for one in self._setting_up if not _readable(one.is_up)]
+            for ended in [one for one in self._running if not one.child.is_running]:
+                self._end(ended)
+            if self._engine is not None and _readable(self._engine):
+                while self._running:  # each finds out by itself, and writes down what it has
+                    self._running[0].child.wait()
+                    self._end(self._running[0])
+                self._engine.check_alive()
+
+    def _has_room(self, players: int, jobs: int) -> bool:
+        if not self._running:
+            return True
+        playing = sum(len(one.group) for one in self._running)
+        return playing + players <= jobs and len(self._setting_up) < SETTING_UP
+
+    def _start(self, group: tuple[Session, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child = fork_into(
+                None,
+                play_session,
+                self._plan,
+                group,
+                self._control,
+                self._send,
+                lambda: theirs.send(b"up"),
+                engine=self._engine,
+                captures=self._captures,
+            )
+        started = _Running(group, child, ours)
+        self._running.append(started)
+        self._setting_up.append(started)
+
+    def _end(self, ended: _Running) -> None:
+        self._running.remove(ended)
+        self._setting_up = [one for one in self._setting_up if one is not ended]
+        ended.is_up.close()
+        if status := ended.child.wait():
+            for message in death_notices(self._plan, ended.group, status):
+                self._send(message)
+
+    def _wait(self) -> None:
+        """Returns when a session ended, a network came up, or the engine died."""
+        poll = select.poll()
+        for one in self._running:
+            poll.register(one.child.fileno(), select.POLLIN)
+        for one in self._setting_up:
+            poll.register(one.is_up, select.POLLIN)
+        if self._engine is not None:
+            poll.register(self._engine, select.POLLIN)
+        poll.poll()
 
 
-def _start(plan: Plan, session: Session, control: socket.socket, send: Send) -> _Running:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        child = fork_into(
-            None,
-            play_session,
-            plan,
-            session,
-            control,
-            send,
-            lambda: theirs.send(b"up"),
-        )
-    return _Running(session, child, ours)
-
-
-def _wait(running: list[_Running], setting_up: list[_Running]) -> None:
-    """Returns when a session ended or a network came up."""
-    poll = select.poll()
-    for item in running:
-        poll.register(item.child.fileno(), select.POLLIN)
-    for item in setting_up:
-        poll.register(item.is_up, select.POLLIN)
-    poll.poll()
-
-
-def _readable(end: socket.socket) -> bool:
+def _readable(end: socket.socket | EngineHandle) -> bool:
     return bool(select.select([end], [], [], 0)[0])
 
 

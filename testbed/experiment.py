@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,128 +16,43 @@ from controllers import registry
 from player.machine import PlayerConfig
 from player.qoe import PENSIEVE_QOE, QoeWeights
 from player.trace import Trace
-from player.video import PENSIEVE_CHUNK_S, PENSIEVE_LEVELS_KBPS, Video
-from testbed.builtin import resolve_path, resolve_traces, resolve_video
+from player.video import Video
+from testbed.background import BackgroundTraffic
+from testbed.builtin import BUILTIN_PREFIX, resolve_path, resolve_traces, resolve_video
+from testbed.experiment_checks import check_values, keys_beside
+from testbed.experiment_sections import (
+    FORBID_UNKNOWN,
+    CaptureConfig,
+    ControllerLinkConfig,
+    HostsConfig,
+    LinkConfig,
+    NetworkConfig,
+    PlayerSettings,
+    SimulationConfig,
+    VideoConfig,
+)
+from testbed.experiment_sections import (
+    ArmConfig as ArmConfig,
+)
+from testbed.links.spec import constant_trace
 
 Task = Literal["abr", "viewport", "scheduling"]
 Driver = Literal["simulated", "emulated"]
-#: Tasks that this version can run.
-RUNNABLE_TASKS = ("abr",)
 MAX_EXPERIMENT_BYTES = 2**20
+MAX_LISTED = 10  # names in a message
 #: Start index of a session when the experiment does not name one: the beginning of the trace.
 FIRST_START_INDEX = 1
-MAX_DECISION_TIMEOUT_S = 3600.0  # the longest deadline that the controller service takes
 
 
 class ConfigError(ValueError):
     """The experiment file, or what it names, is wrong; the message says where."""
 
 
-_FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """``[video]``: the size table and the ladder it belongs to."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    sizes: str = "builtin:envivio-like"
-    levels_kbps: tuple[float, ...] = PENSIEVE_LEVELS_KBPS
-    chunk_s: float = PENSIEVE_CHUNK_S
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkConfig:
-    """``[link]``: the bottleneck between server and client.
-
-    Attributes:
-        backend: emulated runs: how the link is made.
-        model: simulated runs: ``pensieve`` (reference semantics) or ``tcp`` (like the emulation).
-        delay_ms: one-way propagation delay (``tcp`` model and emulation).
-        queue_packets: droptail queue in front of the bottleneck.
-        loss: probability that a packet is lost at random.
-        congestion: TCP congestion control of the hosts.
-    """
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    backend: Literal["auto", "userspace", "kernel"] = "auto"
-    model: Literal["pensieve", "tcp"] = "tcp"
-    delay_ms: float = 0.0
-    queue_packets: int = 100
-    loss: float = 0.0
-    congestion: str = "cubic"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControllerLinkConfig:
-    """``[controller_link]``: the path between player and controller; one-way delay."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    delay_ms: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlayerSettings:
-    """``[player]``.
-
-    Attributes:
-        buffer_cap_s: above this the player pauses.
-        first_level: level of chunk 0 (not scored), or ``ask`` to let the controller choose it.
-        decision_timeout_s: longest wait for a decision, emulated runs.
-        fallback: controller that decides when the asked one does not answer in time; without one
-            the session fails.
-        chunk_timeout_s: longest wait for one chunk, emulated runs.
-    """
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    buffer_cap_s: float = 60.0
-    first_level: int | Literal["ask"] = 0
-    decision_timeout_s: float = 5.0
-    fallback: str | None = None
-    chunk_timeout_s: float = 300.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulationConfig:
-    """``[simulation]``.
-
-    Attributes:
-        decision_s: thinking time charged per decision: seconds, ``measured`` for what it really
-            took, or ``auto``: 0 with the ``pensieve`` model, as there, else ``measured``.
-    """
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    decision_s: float | Literal["auto", "measured"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
-    """``[network]``: the switch that joins the hosts."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    switch: Literal["linuxbridge", "ovs"] = "linuxbridge"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmConfig:
-    """``[[arms]]``: one controller with its options under a label."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
-    controller: str
-    name: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """Name of the arm in results."""
-        return self.name or self.controller
-
-
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment: every arm on every trace."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = FORBID_UNKNOWN
     task: Task
     arms: tuple[ArmConfig, ...]
     driver: Driver = "emulated"
@@ -147,12 +61,15 @@ class Experiment:
     limit: int | None = None
     starts: str | int | dict[str, int] | None = None
     chunks: int = 48
-    video: VideoConfig = VideoConfig()
-    link: LinkConfig = LinkConfig()
-    controller_link: ControllerLinkConfig = ControllerLinkConfig()
-    player: PlayerSettings = PlayerSettings()
-    network: NetworkConfig = NetworkConfig()
-    simulation: SimulationConfig = SimulationConfig()
+    video: VideoConfig = field(default_factory=VideoConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
+    controller_link: ControllerLinkConfig = field(default_factory=ControllerLinkConfig)
+    player: PlayerSettings = field(default_factory=PlayerSettings)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    background: tuple[BackgroundTraffic, ...] = ()
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
     qoe: QoeWeights = PENSIEVE_QOE
 
     @property
@@ -165,22 +82,40 @@ class Experiment:
             qoe=self.qoe,
         )
 
+    @property
+    def groups(self) -> dict[str, tuple[ArmConfig, ...]]:
+        """The arms that share a bottleneck, by the name of the group, on every trace."""
+        if self.network.shared_by == "arm":
+            return {arm.label: (arm,) for arm in self.arms}
+        return {"+".join(arm.label for arm in self.arms): self.arms}
+
+    @property
+    def players(self) -> int:
+        """How many players share a bottleneck."""
+        return self.network.clients * (1 if self.network.shared_by == "arm" else len(self.arms))
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One arm on one trace from one start.
+    """One player: one arm on one trace from one start.
 
     Attributes:
         number: position in the experiment's list of sessions.
         arm: the arm.
         trace: the trace.
         start_index: point of the trace to start at, in Pensieve's counting.
+        client: which of the players behind the bottleneck, from 0.
+        group: name of those that share it: the arm's label, or all of them joined by ``+``.
+        up_trace: capacity of the way towards the server; None: it has no bottleneck.
     """
 
     number: int
     arm: ArmConfig
     trace: Trace
     start_index: int
+    client: int = 0
+    group: str = ""
+    up_trace: Trace | None = None
 
     @property
     def start_s(self) -> float:
@@ -200,6 +135,36 @@ class Plan:
     def traces(self) -> tuple[Trace, ...]:
         """The traces, each once, in order."""
         return tuple({session.trace.name: session.trace for session in self.sessions}.values())
+
+
+def group_sessions(sessions: Iterable[Session]) -> tuple[tuple[Session, ...], ...]:
+    """The sessions, those that share a bottleneck together, in the order of the first of each."""
+    groups: dict[tuple[str, str, int], list[Session]] = {}
+    for session in sessions:
+        key = (session.group or session.arm.label, session.trace.name, session.start_index)
+        groups.setdefault(key, []).append(session)
+    return tuple(map(tuple, groups.values()))
+
+
+def list_sessions(
+    experiment: Experiment, starts: Iterable[tuple[Trace, int, Trace | None]]
+) -> tuple[Session, ...]:
+    """All sessions of an experiment.
+
+    Args:
+        experiment: says which arms there are and who shares a bottleneck.
+        starts: trace, start index and trace of the way up, in the order in which they are played.
+    """
+    players = [
+        (trace, start_index, up_trace, group, client, arm)
+        for trace, start_index, up_trace in starts
+        for group, arms in experiment.groups.items()
+        for client, arm in enumerate(arm for arm in arms for _ in range(experiment.network.clients))
+    ]
+    return tuple(
+        Session(number, arm, trace, start_index, client, group, up_trace)
+        for number, (trace, start_index, up_trace, group, client, arm) in enumerate(players)
+    )
 
 
 _ADAPTER = pydantic.TypeAdapter(Experiment)
@@ -243,7 +208,10 @@ def parse_experiment(document: Mapping[str, Any], *, where: str) -> Experiment:
         experiment = _ADAPTER.validate_python(document)
     except pydantic.ValidationError as error:
         raise ConfigError("\n".join(_explain(where, item) for item in error.errors())) from error
-    _check_values(experiment, where)
+    try:
+        check_values(experiment)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
     return experiment
 
 
@@ -284,15 +252,41 @@ def plan_experiment(experiment: Experiment, *, data_dir: Path | None, base: Path
     if isinstance(first, int) and not 0 <= first < video.levels:
         raise ConfigError(f"player.first_level: {first} is not one of 0 to {video.levels - 1}")
     starts = _read_starts(experiment.starts, traces, data_dir, base)
-    sessions = [
-        Session(number, arm, trace, starts[trace.name])
-        for number, (trace, arm) in enumerate(
-            (trace, arm) for trace in traces for arm in experiment.arms
-        )
-    ]
+    up_traces = _read_up_traces(experiment, traces, data_dir, base)
+    sessions = list_sessions(
+        experiment, [(trace, starts[trace.name], up_traces.get(trace.name)) for trace in traces]
+    )
     for session in sessions:
         session.trace.start_s(session.start_index)  # raises when off the trace
-    return Plan(experiment, video, tuple(sessions))
+    return Plan(experiment, video, sessions)
+
+
+def _read_up_traces(
+    experiment: Experiment, traces: Sequence[Trace], data_dir: Path | None, base: Path
+) -> dict[str, Trace]:
+    """The way up's trace for each of the way down; empty where that has no bottleneck."""
+    up = experiment.link.up
+    if up is None or not experiment.link.has_up_bottleneck:
+        return {}
+    if up.traces is None:
+        assert up.rate_mbps is not None  # one of the two is there
+        constant = constant_trace(up.rate_mbps)
+        return {trace.name: constant for trace in traces}
+    found = resolve_traces(up.traces, data_dir, base)
+    is_file = (
+        not up.traces.startswith(BUILTIN_PREFIX)
+        and resolve_path(up.traces, data_dir, base).is_file()
+    )
+    if is_file:
+        return {trace.name: found[0] for trace in traces}
+    by_name = {trace.name: trace for trace in found}
+    for trace in traces:
+        if trace.name not in by_name:
+            raise ConfigError(
+                f"link.up.traces: {up.traces} has no {trace.name!r}, the name of a trace of the "
+                f"way down; there are {', '.join(sorted(by_name)[:MAX_LISTED])}"
+            )
+    return {trace.name: by_name[trace.name] for trace in traces}
 
 
 def _read_starts(
@@ -361,82 +355,12 @@ def _explain(where: str, item: Any) -> str:
     """One line for one pydantic error: where, key, what is wrong, what there is instead."""
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _keys_beside(item["loc"])
+        known = keys_beside(Experiment, item["loc"])
         return f"{where}: unknown key {location!r}; there are {', '.join(known)}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{where}: key {location!r} is missing"
-    return f"{where}: {location}: {item['msg']} (found {item['input']!r})"
-
-
-_TABLES: dict[str, type[Any]] = {
-    "video": VideoConfig,
-    "link": LinkConfig,
-    "controller_link": ControllerLinkConfig,
-    "player": PlayerSettings,
-    "network": NetworkConfig,
-    "simulation": SimulationConfig,
-    "qoe": QoeWeights,
-    "arms": ArmConfig,
-}
-
-
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    cls = _TABLES.get(str(location[0]), Experiment) if len(location) > 1 else Experiment
-    return [item.name for item in dataclasses.fields(cls)]
-
-
-def _check_values(experiment: Experiment, where: str) -> None:
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise ConfigError(f"{where}: {message}")
-
-    link, player = experiment.link, experiment.player
-    require(
-        experiment.task in RUNNABLE_TASKS,
-        f"task: {experiment.task!r} cannot be run yet; there is {', '.join(RUNNABLE_TASKS)}",
-    )
-    require(bool(experiment.arms), "arms: at least one is needed")
-    labels = [arm.label for arm in experiment.arms]
-    for label in labels:
-        require(labels.count(label) == 1, f"arms: {label!r} occurs twice; give each a name")
-    require(experiment.chunks >= 2, "chunks: at least 2 (chunk 0 is not scored)")
-    require(experiment.seed >= 0, "seed: must not be negative")
-    require(experiment.limit is None or experiment.limit >= 1, "limit: must be at least 1")
-    require(0 <= link.delay_ms <= 10_000, "link.delay_ms: must be 0 to 10000")
-    require(0 <= link.loss < 1, "link.loss: must be at least 0 and below 1")
-    require(1 <= link.queue_packets <= 100_000, "link.queue_packets: must be 1 to 100000")
-    require(
-        0 <= experiment.controller_link.delay_ms <= 10_000,
-        "controller_link.delay_ms: must be 0 to 10000",
-    )
-    require(player.buffer_cap_s > 0, "player.buffer_cap_s: must be positive")
-    require(
-        0 < player.decision_timeout_s <= MAX_DECISION_TIMEOUT_S,
-        f"player.decision_timeout_s: must be above 0 and at most {MAX_DECISION_TIMEOUT_S:.0f}",
-    )
-    require(player.chunk_timeout_s > 0, "player.chunk_timeout_s: must be positive")
-    thinking = experiment.simulation.decision_s
-    require(isinstance(thinking, str) or thinking >= 0, "simulation.decision_s: must be >= 0")
-    if player.fallback is not None:
-        _check_fallback(experiment.task, player.fallback, where)
-    if experiment.driver == "simulated":
-        require(link.loss == 0, "link.loss: the simulated link models have no random loss")
-    for arm in experiment.arms:
-        require(
-            experiment.driver == "simulated"
-            or not registry.needs_future(experiment.task, arm.controller),
-            f"arms: {arm.label!r} knows the future of the trace; use driver = 'simulated'",
-        )
-
-
-def _check_fallback(task: str, name: str, where: str) -> None:
-    try:
-        needs_future = registry.needs_future(task, name)
-        registry.create(task, name)
-    except (LookupError, ValueError) as error:
-        raise ConfigError(f"{where}: player.fallback: {error}") from error
-    if needs_future:
-        raise ConfigError(f"{where}: player.fallback: {name!r} knows the future of the trace")
+    problem = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {location}: {problem} (found {item['input']!r})"
 
 
 def _without_none(value: Any) -> Any:

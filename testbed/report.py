@@ -27,6 +27,7 @@ from testbed.results import (
     scored,
     stall_s,
 )
+from testbed.statistics import mean
 from testbed.svg import fixed
 from testbed.timelines import session_timeline, shared_axes
 
@@ -161,28 +162,35 @@ def _trace_views(
     ladder: Sequence[float | None],
 ) -> list[TraceView]:
     """Rows of the overview, each with the time-lines of all runs on its trace."""
-    found = {
-        (label, row.arm, row.trace): row
-        for label, run in zip(labels, runs, strict=True)
-        for row in run.sessions
-    }
-    scores = [row.qoe_per_chunk for row in found.values() if row.qoe_per_chunk is not None]
+    found: dict[tuple[str, str, str], list[SessionRecord]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        for row in run.sessions:
+            found.setdefault((label, row.arm, row.trace), []).append(row)
+    scores = [score for rows in found.values() if (score := _score(rows)) is not None]
     low, high = min(scores, default=0.0), max(scores, default=1.0)
     views = []
     for name in sorted({name for run in runs for name in run.trace_names}):
         trace = next((run.traces[name] for run in runs if name in run.traces), None)
         columns = [
-            (run, label, found.get((label, arm, name)))
+            (run, label, found.get((label, arm, name), []))
             for label, run in zip(labels, runs, strict=True)
             for arm in run.arms
         ]
-        played = [(run, label, row) for run, label, row in columns if row is not None]
-        axes = shared_axes([row for _, _, row in played], trace, ladder)
+        played = [(run, label, row) for run, label, rows in columns for row in rows]
+        seconds = [
+            second
+            for run in runs
+            for (_, on), some in run.link_seconds.items()
+            if on == name
+            for second in some
+        ]
+        is_shared = any(row.client for _, _, row in played)
+        axes = shared_axes([row for _, _, row in played], trace, ladder, seconds)
         views.append(
             TraceView(
                 name=name,
                 mean_mbps=fixed(trace.mean_mbps if trace else None, 2),
-                cells=_overview_cells([row for _, _, row in columns], low, high),
+                cells=_overview_cells([rows for _, _, rows in columns], low, high),
                 sessions=tuple(
                     SessionView(
                         run=label if len(runs) > 1 else "",
@@ -190,9 +198,9 @@ def _trace_views(
                         colour=colours[row.arm],
                         status=row.status,
                         error=row.error,
-                        facts=_session_facts(row),
+                        facts=_session_facts(row, is_shared=is_shared),
                         timeline=session_timeline(
-                            row, axes, trace, run.link_seconds.get((row.arm, name), ())
+                            row, axes, trace, run.link_seconds.get(row.bottleneck, ())
                         ),
                     )
                     for run, label, row in played
@@ -203,25 +211,35 @@ def _trace_views(
 
 
 def _overview_cells(
-    rows: Sequence[SessionRecord | None], low: float, high: float
+    columns: Sequence[Sequence[SessionRecord]], low: float, high: float
 ) -> tuple[Cell, ...]:
-    scores = [None if row is None or row.status == "failed" else row.qoe_per_chunk for row in rows]
+    scores = [_score(rows) for rows in columns]
     best = max((score for score in scores if score is not None), default=None)
     spread = high - low or 1.0
     cells = []
-    for row, score in zip(rows, scores, strict=True):
-        if row is not None and row.status == "failed":
-            cells.append(Cell("failed", title=row.error or ""))
+    for rows, score in zip(columns, scores, strict=True):
+        failed = [row for row in rows if row.status == "failed"]
+        if failed and len(failed) == len(rows):
+            cells.append(Cell("failed", title=failed[0].error or ""))
             continue
         share = None if score is None else (score - low) / spread
         cells.append(Cell(fixed(score, 3), score is not None and score == best, share))
     return tuple(cells)
 
 
-def _session_facts(row: SessionRecord) -> tuple[tuple[str, str], ...]:
+def _score(rows: Sequence[SessionRecord]) -> float | None:
+    """Mean QoE of an arm's players on one trace, of those that ended well."""
+    return mean(
+        [row.qoe_per_chunk for row in rows if row.status == "ok" and row.qoe_per_chunk is not None]
+    )
+
+
+def _session_facts(row: SessionRecord, *, is_shared: bool) -> tuple[tuple[str, str], ...]:
+    player = [("player", str(row.client))] if is_shared else []
     if not scored(row):
-        return (("chunks", str(len(row.chunks))),)
+        return (*player, ("chunks", str(len(row.chunks))))
     facts = [
+        *player,
         ("QoE", fixed(row.qoe_per_chunk, 3)),
         ("bitrate", f"{fixed(mean_bitrate_kbps(row), 0)} kbit/s"),
         ("stalls", f"{fixed(stall_s(row), 2)} s"),

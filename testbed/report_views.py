@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from markupsafe import Markup
 
 from player.records import SessionRecord
 from testbed import plots
+from testbed.experiment_sections import LinkConfig
 from testbed.plots import Parts, Series
+from testbed.report_network import Table, network_tables
 from testbed.results import Results, decisions_ms, qoe_parts, summarize
 from testbed.statistics import Estimate, mean_ci
 from testbed.svg import fixed, significant
@@ -75,6 +78,7 @@ class RunView:
     figures: tuple[Figure, ...]
     link_figures: tuple[Figure, ...]
     link_facts: str
+    tables: tuple[Table, ...]
     failed: tuple[SessionRecord, ...]
     documents: tuple[tuple[str, str], ...]
 
@@ -83,7 +87,7 @@ def run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
     """Everything the report says about one run; ``colours`` has a number per arm."""
     summary = summarize(run)
     estimates = {
-        arm["arm"]: _estimate(arm["sessions"] - arm["failed"], arm["qoe_per_chunk"])
+        arm["arm"]: _estimate(len(run.qoe_of_arm(arm["arm"])), arm["qoe_per_chunk"])
         for arm in summary["arms"]
     }
     errors = summary["link"]["wire_nmae_1s"]
@@ -100,6 +104,7 @@ def run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
             f"{fixed(scaled(errors['median'], PERCENT), 2)} %, worst "
             f"{fixed(scaled(errors['max'], PERCENT), 2)} %."
         ),
+        tables=network_tables(run, summary),
         failed=run.failed,
         documents=_documents(run),
     )
@@ -130,6 +135,9 @@ def _facts(run: Results) -> tuple[tuple[str, str], ...]:
         ("link", backends),
         ("one-way delay", f"{link['delay_ms']:g} ms" if has_delay else ""),
         ("queue", f"{link['queue_packets']} packets" if has_queue else ""),
+        ("link, besides", _besides(link)),
+        ("players per bottleneck", _sharing(experiment)),
+        ("background traffic", ", ".join(one["kind"] for one in experiment.get("background", []))),
         ("congestion control", str(link.get("congestion", "")) if is_emulated else ""),
         ("seed", str(experiment.get("seed", ""))),
         ("version", version),
@@ -138,6 +146,34 @@ def _facts(run: Results) -> tuple[tuple[str, str], ...]:
         ("date", str(environment.get("date") or "").replace("T", " ")),
     ]
     return tuple((key, value) for key, value in facts if value)
+
+
+def _besides(link: Mapping[str, Any]) -> str:
+    """Keys of the link that do not have their default and no line of their own."""
+    usual = LinkConfig()
+    told = ("backend", "model", "delay_ms", "queue_packets", "congestion")
+    found = [
+        f"{item.name} {_short(link[item.name])}"
+        for item in dataclasses.fields(usual)
+        if item.name not in told
+        and item.name in link
+        and link[item.name] not in (getattr(usual, item.name), [])
+    ]
+    return ", ".join(found)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "yes"
+    return str(len(value)) if isinstance(value, list) else str(value)
+
+
+def _sharing(experiment: Mapping[str, Any]) -> str:
+    network = experiment.get("network", {})
+    clients, by = network.get("clients", 1), network.get("shared_by", "arm")
+    if by == "all":
+        return f"{clients} of every arm"
+    return str(clients) if clients > 1 else ""
 
 
 def _documents(run: Results) -> tuple[tuple[str, str], ...]:
@@ -282,7 +318,7 @@ def _figures(
         Figure(
             "QoE per session",
             plots.strips(qoe, [estimates[arm] for arm in run.arms], "QoE per chunk"),
-            "One dot per session; above it the mean with its 95 % interval.",
+            "One dot per trace; above it the mean with its 95 % interval.",
         ),
         Figure(
             "Paired differences",
@@ -324,22 +360,20 @@ def _figures(
 
 
 def _series(run: Results, colours: Mapping[str, int]) -> list[Series]:
-    """QoE per session of each arm."""
+    """QoE of each arm, trace by trace."""
     series = []
     for arm in run.arms:
-        rows = [row for row in run.of_arm(arm) if row.qoe_per_chunk is not None]
-        values = [row.qoe_per_chunk for row in rows if row.qoe_per_chunk is not None]
-        titles = [f"{row.trace}\n{fixed(row.qoe_per_chunk, 3)}" for row in rows]
-        series.append(Series(arm, colours[arm], values, titles=titles))
+        qoe = run.qoe_of_arm(arm)
+        titles = [f"{trace}\n{fixed(value, 3)}" for trace, value in qoe.items()]
+        series.append(Series(arm, colours[arm], list(qoe.values()), titles=titles))
     return series
 
 
 def _over_trace_rate(run: Results, arm: str, colour: int) -> Series:
-    rows = [row for row in run.of_arm(arm) if row.trace in run.traces]
     points = [
-        (run.traces[row.trace].mean_mbps, row.qoe_per_chunk, f"{arm}, {row.trace}")
-        for row in rows
-        if row.qoe_per_chunk is not None
+        (run.traces[trace].mean_mbps, qoe, f"{arm}, {trace}")
+        for trace, qoe in run.qoe_of_arm(arm).items()
+        if trace in run.traces
     ]
     return Series(
         arm,
@@ -354,7 +388,7 @@ def _link_figures(run: Results, colours: Mapping[str, int]) -> tuple[Figure, ...
     """Asked against delivered; empty when no link was measured."""
     errors = []
     for arm in run.arms:
-        rows = [row for row in run.sessions if row.arm == arm]
+        rows = {row.bottleneck: row for row in run.sessions if row.arm == arm}.values()
         measured = [
             (row.link.wire_nmae_1s * PERCENT, row.trace)
             for row in rows
@@ -369,7 +403,10 @@ def _link_figures(run: Results, colours: Mapping[str, int]) -> tuple[Figure, ...
             )
         )
     full = [
-        second for seconds in run.link_seconds.values() for second in seconds if second.saturated
+        second
+        for seconds in run.link_seconds.values()
+        for second in seconds
+        if second.saturated and second.direction == "down"
     ]
     if not full and not any(one.values for one in errors):
         return ()

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from testbed.results import (
 )
 
 REQUESTS = "requests.jsonl"
+CAPTURES = "captures"
 #: Packages whose versions can change a result.
 PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "torch", "tornado", "transformers")
 
@@ -42,8 +44,9 @@ PACKAGES = ("aiohttp", "mininet", "numpy", "peft", "torch", "tornado", "transfor
 class ResultFiles:
     """An open result folder."""
 
-    def __init__(self, folder: Path, *, is_new: bool = False) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, *, is_new: bool = False) -> None:
         self.folder = folder
+        self._players = experiment.players
         self._is_new = is_new
 
     @classmethod
@@ -69,7 +72,7 @@ class ResultFiles:
                     f"{path} is not the experiment given now; --resume needs the same one"
                 )
             _drop_torn_line(folder / SESSIONS)
-            finished = cls(folder).finished()
+            finished = cls(folder, experiment).finished()
             _keep_rows_of(finished, folder / SESSIONS)
             _keep_rows_of(finished, folder / LINK)
             _keep_rows_of(finished, folder / REQUESTS)
@@ -80,7 +83,7 @@ class ResultFiles:
             replace_file(path, described)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot write: {error.strerror}") from error
-        return cls(folder, is_new=is_new)
+        return cls(folder, experiment, is_new=is_new)
 
     def discard_if_empty(self) -> None:
         """Removes the folder if this run made it and no session was kept in it."""
@@ -88,11 +91,18 @@ class ResultFiles:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def finished(self) -> frozenset[tuple[str, str]]:
-        """(arm, trace) of the sessions that are in the folder with status ok."""
+        """Group and trace of the bottlenecks of which every player is here with status ok."""
         if not (self.folder / SESSIONS).exists():
             return frozenset()
         rows = read_sessions(self.folder)
-        return frozenset((row.arm, row.trace) for row in rows if row.status == "ok")
+        players = Counter(row.bottleneck for row in rows if row.status == "ok")
+        return frozenset(key for key, count in players.items() if count == self._players)
+
+    def captures(self) -> Path:
+        """The folder for captured packets; made if there is none."""
+        folder = self.folder / CAPTURES
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def write_environment(self, details: Mapping[str, Any]) -> None:
         """Writes ``environment.json``: what this machine is, and what the run used of it."""
@@ -148,7 +158,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _keep_rows_of(finished: frozenset[tuple[str, str]], path: Path) -> None:
-    """Drops rows of sessions that will be played again."""
+    """Drops rows of what will be played again: all that shared a bottleneck."""
     if not path.exists():
         return
     _drop_torn_line(path)
@@ -158,9 +168,9 @@ def _keep_rows_of(finished: frozenset[tuple[str, str]], path: Path) -> None:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if (row["arm"], row["trace"]) in finished:
+            if (row.get("group") or row["arm"], row["trace"]) in finished:
                 kept.append(line)
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResultsError(f"{path}:{number}: malformed line: {error}") from error
     replace_file(path, "".join(kept))
 

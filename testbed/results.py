@@ -8,6 +8,7 @@ error.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -25,6 +26,8 @@ import pydantic_core
 from player.qoe import KBPS_PER_MBPS, PENSIEVE_QOE, QoeWeights
 from player.records import ChunkRecord, SessionRecord
 from player.trace import BITS_PER_MEGABIT, Trace, TraceError
+from testbed.fairness import shares
+from testbed.links.spec import Direction
 from testbed.statistics import mean, mean_ci, paired_delta_ci, percentile
 
 SESSIONS = "sessions.jsonl"
@@ -45,10 +48,10 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSecond:
-    """One second of a session on the link.
+    """One second of one direction of a link.
 
     Attributes:
-        arm: label of the arm.
+        arm: label of the arm; name of the group where arms share a bottleneck.
         trace: name of the trace.
         second: start of the second, seconds since the session began.
         asked_bits: what the trace allowed.
@@ -58,6 +61,13 @@ class LinkSecond:
         drops: packets dropped.
         begin_s: when the counters were read.
         end_s: when they were read next.
+        direction: ``down`` towards the clients, or ``up``.
+        losses: packets that the loss process took.
+        aqm_drops: packets that the active queue management dropped.
+        marks: packets that it marked instead.
+        duplicates: packets that came twice.
+        delay_p50_ms: one-way delay that half of the packets stayed below.
+        delay_p99_ms: likewise, 99 % of the packets.
     """
 
     arm: str
@@ -70,6 +80,19 @@ class LinkSecond:
     drops: float | None = None
     begin_s: float | None = None
     end_s: float | None = None
+    direction: Direction = "down"
+    losses: int = 0
+    aqm_drops: int = 0
+    marks: int = 0
+    duplicates: int = 0
+    delay_p50_ms: float | None = None
+    delay_p99_ms: float | None = None
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """When the second really began and ended."""
+        begin_s = self.second if self.begin_s is None else self.begin_s
+        return begin_s, begin_s + self._width_s
 
     @property
     def asked_mbps(self) -> float:
@@ -98,8 +121,9 @@ class Results:
         task: of the experiment.
         driver: of the sessions.
         arms: labels in the order of the experiment.
-        sessions: one per arm and trace, in the order played.
-        link_seconds: per arm and trace; empty for simulated runs.
+        sessions: one per arm, trace and client, in the order played.
+        link_seconds: of both directions, per group and trace (``SessionRecord.bottleneck``); empty
+            for simulated runs.
         traces: as replayed, by name; empty when the folder does not hold them.
         experiment: content of ``experiment.toml``; empty without one.
         environment: content of ``environment.json``; empty without one.
@@ -120,6 +144,18 @@ class Results:
     def of_arm(self, arm: str) -> tuple[SessionRecord, ...]:
         """Sessions of an arm that ended well."""
         return tuple(row for row in self.sessions if row.arm == arm and row.status == "ok")
+
+    def qoe_of_arm(self, arm: str) -> dict[str, float]:
+        """QoE per chunk by trace.
+
+        Players of one arm on one trace shared its bottleneck, so together they are one observation:
+        their mean.
+        """
+        found: dict[str, list[float]] = {}
+        for row in self.of_arm(arm):
+            if row.qoe_per_chunk is not None:
+                found.setdefault(row.trace, []).append(row.qoe_per_chunk)
+        return {trace: sum(values) / len(values) for trace, values in found.items()}
 
     @property
     def failed(self) -> tuple[SessionRecord, ...]:
@@ -155,7 +191,9 @@ def read_results(folder: Path) -> Results:
 
 
 def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
-    """The sessions, each arm and trace once: the last one that ended well, else the last one.
+    """The sessions, each arm, trace and client once.
+
+    Of several it is the last one that ended well, else the last one.
 
     Raises:
         ResultsError: no ``sessions.jsonl``, or a malformed line.
@@ -163,28 +201,29 @@ def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
     path = folder / SESSIONS
     if not path.is_file():
         raise ResultsError(f"{path}: missing; {folder} is not a result folder")
-    chosen: dict[tuple[str, str], SessionRecord] = {}
+    chosen: dict[tuple[str, str, int], SessionRecord] = {}
     for row in _rows(path, SessionRecord):
-        key = (row.arm, row.trace)
+        key = (row.arm, row.trace, row.client)
         if key not in chosen or row.status == "ok" or chosen[key].status == "failed":
             chosen[key] = row
     return tuple(chosen.values())
 
 
 def read_link_seconds(folder: Path) -> dict[tuple[str, str], tuple[LinkSecond, ...]]:
-    """Seconds per arm and trace, in order; of a session that was repeated only its last run.
+    """Seconds per group and trace, the way down first; of what was repeated only the last run.
 
     Raises:
         ResultsError: a malformed line. A missing file means that no link was measured.
     """
     path = folder / LINK
-    found: dict[tuple[str, str], list[LinkSecond]] = {}
+    found: dict[tuple[str, str], dict[Direction, list[LinkSecond]]] = {}
     for row in _rows(path, LinkSecond) if path.is_file() else ():
-        seconds = found.setdefault((row.arm, row.trace), [])
+        ways = found.setdefault((row.arm, row.trace), {"down": [], "up": []})
+        seconds = ways[row.direction]
         if seconds and row.second <= seconds[-1].second:
             seconds.clear()  # time ran back: the session was played again
         seconds.append(row)
-    return {key: tuple(seconds) for key, seconds in found.items()}
+    return {key: (*ways["down"], *ways["up"]) for key, ways in found.items()}
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
@@ -210,17 +249,8 @@ def replace_file(path: Path, text: str) -> None:
 
 def summarize(results: Results) -> dict[str, Any]:
     """The content of ``summary.json``. Failed sessions count as failed and in nothing else."""
-    qoe = {
-        arm: {
-            row.trace: row.qoe_per_chunk
-            for row in results.of_arm(arm)
-            if row.qoe_per_chunk is not None
-        }
-        for arm in results.arms
-    }
-    errors = [
-        row.link.wire_nmae_1s for row in results.sessions if row.link.wire_nmae_1s is not None
-    ]
+    qoe = {arm: results.qoe_of_arm(arm) for arm in results.arms}
+    links = {row.bottleneck: row.link for row in results.sessions}.values()
     return {
         "task": results.task,
         "driver": results.driver,
@@ -229,13 +259,17 @@ def summarize(results: Results) -> dict[str, Any]:
             _summarize_pair(a, b, qoe[a], qoe[b])
             for a, b in itertools.combinations(results.arms, 2)
         ],
+        "fairness": [dataclasses.asdict(one) for one in shares(results.sessions)],
         "link": {
-            "wire_nmae_1s": {
-                "median": percentile(errors, 50),
-                "max": max(errors) if errors else None,
-            }
+            "wire_nmae_1s": _median_and_max([link.wire_nmae_1s for link in links]),
+            "up_wire_nmae_1s": _median_and_max([link.up_wire_nmae_1s for link in links]),
         },
     }
+
+
+def _median_and_max(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    return {"median": percentile(known, 50), "max": max(known, default=None)}
 
 
 def scored(row: SessionRecord) -> tuple[ChunkRecord, ...]:
@@ -305,7 +339,7 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
     usable = [row for row in rows if scored(row)]
     decisions = [value for row in rows for value in decisions_ms(row)]
     startups = [row.startup_s for row in rows if row.startup_s is not None]
-    qoe = mean_ci([row.qoe_per_chunk for row in rows if row.qoe_per_chunk is not None])
+    qoe = mean_ci(list(results.qoe_of_arm(arm).values()))
     return {
         "arm": arm,
         "sessions": len(everything),
@@ -317,6 +351,7 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
         "startup_s": mean(startups),
         "decision_ms": {"p50": percentile(decisions, 50), "p99": percentile(decisions, 99)},
         "fallbacks": sum(chunk.fallback for row in everything for chunk in row.chunks),
+        "jain": mean_ci([one.jain for one in shares(rows)]).as_json(),
     }
 
 

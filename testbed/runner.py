@@ -60,7 +60,7 @@ def run_experiment(
     Args:
         plan: the experiment with its traces and video.
         folder: where the results go.
-        jobs: sessions at once; None chooses.
+        jobs: players at once; None chooses.
         resume: go on with a folder that has results.
         progress: told what happens.
 
@@ -71,9 +71,7 @@ def run_experiment(
     files = ResultFiles.create(folder, plan.experiment, resume=resume)
     finished = files.finished()
     pending = [
-        session
-        for session in plan.sessions
-        if (session.arm.label, session.trace.name) not in finished
+        session for session in plan.sessions if (session.group, session.trace.name) not in finished
     ]
     progress.planned(len(plan.sessions), len(plan.sessions) - len(pending))
     files.write_traces(plan.traces)
@@ -145,4 +143,12 @@ def _play(
         link = {"backend": backend.name, "why": backend.why, **environment["link"]}
         files.write_environment(environment | {"link": link})
 
-    emulate(plan, sessions, jobs=jobs, on_session=keep, on_chunk=tell, on_backend=note)
+    emulate(
+        plan,
+        sessions,
+        jobs=jobs,
+        captures=files.captures() if plan.experiment.capture.enabled else None,
+        on_session=keep,
+        on_chunk=tell,
+        on_backend=note,
+    )

@@ -86,6 +86,8 @@ class SessionPlayer:
             start_index=session.start_index,
             link=LinkRecord(backend=f"model:{experiment.link.model}"),
             chunks=player.chunks,
+            client=session.client,
+            group=session.group,
         )
 
     def _controller(self, arm: ArmConfig) -> registry.Controller:

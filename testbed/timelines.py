@@ -1,4 +1,4 @@
-"""The time-line of one session: bandwidth, level of each chunk, buffer and stalls."""
+"""The time-line of one player: bandwidth, link, level of each chunk, buffer and stalls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from markupsafe import Markup
 from player.qoe import KBPS_PER_MBPS
 from player.records import ChunkRecord, SessionRecord
 from player.trace import BITS_PER_MEGABIT, FloatArray, Trace
+from testbed.link_timelines import LinkAxes, draw_link
+from testbed.link_timelines import edges_s as link_edges_s
 from testbed.results import MS_PER_S, LinkSecond
 from testbed.svg import Scale, Svg, fixed, path_of_steps, path_through, significant
 
@@ -31,18 +33,23 @@ class Axes:
         top_mbps: upper end of the bandwidth axis; faster is cut off.
         buffer_s: upper end of the buffer axis.
         levels: number of levels.
+        link: of the panels that show the link.
     """
 
     end_s: float
     top_mbps: float
     buffer_s: float
     levels: int
+    link: LinkAxes
 
 
 def shared_axes(
-    rows: Sequence[SessionRecord], trace: Trace | None, ladder_kbps: Sequence[float | None]
+    rows: Sequence[SessionRecord],
+    trace: Trace | None,
+    ladder_kbps: Sequence[float | None],
+    seconds: Sequence[LinkSecond] = (),
 ) -> Axes:
-    """Axes for the sessions of one trace."""
+    """Axes for the sessions of one trace; ``seconds`` are those of all of them."""
     ends = [row.chunks[-1].requested_s + row.chunks[-1].download_s for row in rows if row.chunks]
     buffers = [chunk.buffer_s + chunk.wait_s for row in rows for chunk in row.chunks]
     known_kbps = [rate for rate in ladder_kbps if rate is not None]
@@ -59,6 +66,7 @@ def shared_axes(
         ),
         buffer_s=max(buffers, default=1.0),
         levels=len(ladder_kbps),
+        link=LinkAxes.of(seconds),
     )
 
 
@@ -71,16 +79,20 @@ def session_timeline(
         row: the session.
         axes: shared with the other sessions on the trace.
         trace: what the link was asked for, when ``seconds`` does not say so.
-        seconds: what the link was asked for and delivered, for emulated sessions.
+        seconds: what the link was asked for and did, for emulated sessions.
     """
-    height = _BANDWIDTH + _LEVEL + _BUFFER + 2 * _GAP + _AXIS
+    height = _BANDWIDTH + axes.link.height + _LEVEL + _BUFFER + 2 * _GAP + _AXIS
     svg = Svg(WIDTH, height, f"Time-line of {row.arm} on {row.trace}", "timeline")
     x = Scale(0.0, axes.end_s, _LEFT, WIDTH - _RIGHT)
     bottom = height - _AXIS
     _time_axis(svg, x, bottom)
     _stalls(svg, x, row.chunks, bottom)
     _bandwidth(svg, x, Scale(0.0, axes.top_mbps, _BANDWIDTH, 2.0), row, trace, seconds)
-    _levels(svg, x, row.chunks, axes.levels)
+    draw_link(
+        *(svg, x, _BANDWIDTH, axes.link, seconds),
+        panel=lambda y, label, top: _panel(svg, y, label, 0.0, y.high, top),
+    )
+    _levels(svg, x, row.chunks, axes.levels, bottom - _BUFFER - _GAP)
     _buffer(svg, x, Scale(0.0, axes.buffer_s, bottom, bottom - _BUFFER), row.chunks)
     return svg.render()
 
@@ -112,9 +124,10 @@ def _bandwidth(
 ) -> None:
     _panel(svg, y, "Mbit/s", 0.0, y.high, f"{y.high:.1f}")
     edges: list[float] = []
-    if seconds:
-        edges = [x(one.second) for one in seconds] + [x(seconds[-1].second + 1.0)]
-        asked = [y(one.asked_mbps) for one in seconds]
+    down = [one for one in seconds if one.direction == "down"]
+    if down:
+        edges = list(map(x, link_edges_s(down)))
+        asked = [y(one.asked_mbps) for one in down]
     elif trace is not None:
         edges_s, asked_mbps = _asked(trace, row.start_index, x.high)
         edges, asked = list(map(x, edges_s.tolist())), list(map(y, asked_mbps.tolist()))
@@ -122,8 +135,8 @@ def _bandwidth(
         steps = path_of_steps(edges, asked)
         svg.path(f"{steps}V{_BANDWIDTH:g}H{edges[0]:.1f}Z", "asked-area")
         svg.path(steps, "asked")
-    if seconds:
-        rates = [y(one.delivered_mbps) for one in seconds]
+    if down:
+        rates = [y(one.delivered_mbps) for one in down]
         svg.path(path_of_steps(edges, rates), "delivered")
         return
     for chunk in row.chunks:
@@ -146,8 +159,7 @@ def _asked(trace: Trace, start_index: int, end_s: float) -> tuple[FloatArray, Fl
     return edges_s, bits / np.diff(edges_s) / BITS_PER_MEGABIT
 
 
-def _levels(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], levels: int) -> None:
-    bottom = _BANDWIDTH + _GAP + _LEVEL
+def _levels(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], levels: int, bottom: float) -> None:
     svg.text(4, bottom - _LEVEL / 2 + 4, "level", "axis-label")
     svg.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "ax")
     for chunk in chunks:

@@ -5,9 +5,18 @@
     server ── s1 ══ client ── s2 ── controller
 
 ``══`` is the bottleneck that replays the trace, at the output of s1 towards the client. The way to
-the controller is apart from it, so that questions never queue behind video. Mininet's own classes
-do the building (Lantz et al., HotNets 2010); its limits for the whole machine are left alone. With
-the user-space link, ``══`` is a pair of TAP interfaces, and so is s2 ── client if it has a delay.
+the controller is apart from it, so that questions never queue behind video. Several players, and
+background traffic, share the bottleneck behind a switch of their own:
+
+::
+
+    server ─────┬─ s1 ══ s3 ─┬─ client0 ─┬─ s2 ── controller
+    bgserver ───┘            ├─ client1 ─┘
+                             └─ bgclient
+
+Mininet's own classes do the building (Lantz et al., HotNets 2010); its limits for the whole machine
+are left alone. With the user-space link, ``══`` is a pair of TAP interfaces, and so is every link
+from s2 to a client if it has a delay.
 """
 
 from __future__ import annotations
@@ -18,38 +27,45 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mininet.link import Link
 from mininet.log import lg
 from mininet.net import Mininet
 from mininet.node import OVSBridge
 from mininet.nodelib import LinuxBridge
 
-from testbed.links.backends import Backend, choose_backend, netem_options
+from testbed.host_tcp import PREFIX, HostTcp, congestion_of
+from testbed.links.backends import Backend, choose_backend
 from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.htb import ShapingError, disable_checksum_offload, disable_offloads, run_tool
-from testbed.links.kernel import Replayer
+from testbed.links.kernel import KernelLink
 from testbed.links.measurement import LinkMeasurement
+from testbed.links.mininet_link import TapLink
+from testbed.links.netem import netem_options
 from testbed.links.process import LinkPorts, Port, RunningLink
-from testbed.links.spec import LinkSpec
-from testbed.links.tap import open_tap
-from testbed.links.userspace import TapPair, UserspaceLink
+from testbed.links.spec import DirectionSpec, LinkSpec
+from testbed.links.userspace import UserspaceLink
 from testbed.namespaces import in_network_of, socket_in
 from testbed.openvswitch import SwitchUnsupported, check_installed, private_openvswitch
 
 log = logging.getLogger(__name__)
 
 SWITCHES = ("linuxbridge", "ovs")
+HOSTS = ("server", "client", "controller", "background")
 SERVER_ADDRESS = "10.0.0.1"
-CLIENT_ADDRESS = "10.0.0.2"
+BACKGROUND_SERVER_ADDRESS = "10.0.0.253"
+BACKGROUND_CLIENT_ADDRESS = "10.0.0.254"
+CLIENT_NETWORK = "10.0.0."  # clients follow the server
 CONTROLLER_ADDRESS = "10.0.1.1"
-CLIENT_CONTROL_ADDRESS = "10.0.1.2"
-PREFIX = 24
-BOTTLENECK = "s1-eth2"  # the port of s1 that leads to the client
+CONTROL_NETWORK = "10.0.1."
+FIRST_CLIENT = 2
+MAX_CLIENTS = 250
+BOTTLENECK = "s1-eth2"  # the port of s1 that leads to the clients
+BEHIND_BOTTLENECK = "s3-eth1"  # with several clients: its other end
 CONNECT_TIMEOUT_S = 10.0
 PROGRAMS = {
     "mnexec": "mininet",
@@ -64,21 +80,19 @@ class TopologyError(RuntimeError):
     """The session's network could not be built as asked."""
 
 
-class CongestionUnsupported(ValueError):
-    """The kernel does not have such a congestion control; says which it has."""
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkHost:
     """A host of the session's network.
 
     Attributes:
         pid: a process inside its network namespace.
-        address: IP address as the client sees it.
+        address: IP address as the others see it.
+        interfaces: their names, that of the way to the bottleneck first.
     """
 
     pid: int
     address: str
+    interfaces: tuple[str, ...] = ()
 
 
 class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
@@ -87,70 +101,64 @@ class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
     inited = True
 
 
-class _TapLink(Link):  # type: ignore[misc] # Mininet has no types
-    """A link of two TAP interfaces, each made in the network of its node."""
-
-    def makeIntfPair(  # noqa: N802 (Mininet's name)
-        self,
-        name1: str,
-        name2: str,
-        mac1: str,
-        mac2: str,
-        node1: Any,
-        node2: Any,
-        deleteIntfs: bool = True,  # noqa: N803
-    ) -> None:
-        near = in_network_of(node1.pid, open_tap, name1, mac1)
-        try:
-            self.taps = TapPair(near, in_network_of(node2.pid, open_tap, name2, mac2))
-        except BaseException:
-            os.close(near)
-            raise
-
-
 class SessionNetwork:
-    """Server, client, controller and the links between them, in this network namespace.
+    """Server, players, controller and the links between them, in this network namespace.
 
     Call :func:`testbed.namespaces.unshare_network` first; there is one network per namespace.
 
     Attributes:
         server: serves the media.
-        client: plays.
+        clients: play.
         controller: decides.
+        background: both ends of the background traffic: client and server; None without.
         backend: what makes the bottleneck.
     """
 
     server: NetworkHost
-    client: NetworkHost
+    clients: tuple[NetworkHost, ...]
     controller: NetworkHost
+    background: tuple[NetworkHost, NetworkHost] | None
     backend: str
 
     def __init__(
         self,
         link: LinkSpec,
         *,
+        clients: int = 1,
+        has_background: bool = False,
         controller_delay_ms: float = 0.0,
         switch: str = "linuxbridge",
         congestion: str = "cubic",
+        hosts: Mapping[str, HostTcp] | None = None,
         engine: EngineHandle | None = None,
     ) -> None:
         """Notes what is asked; nothing is built before the context is entered.
 
         Args:
             link: the bottleneck.
-            controller_delay_ms: one-way delay between client and controller.
+            clients: players behind it.
+            has_background: whether there are two hosts for background traffic.
+            controller_delay_ms: one-way delay between each client and the controller.
             switch: ``linuxbridge`` or ``ovs``.
-            congestion: TCP congestion control on all hosts.
+            congestion: TCP congestion control of hosts that are not in ``hosts``.
+            hosts: TCP of some hosts, by the names in ``HOSTS``.
             engine: carries the packets of user-space links; None: one of its own.
         """
         self._link = link
+        self._client_count = clients
+        self._has_background = has_background
         self._controller_delay_ms = controller_delay_ms
         self._switch = switch
-        self._congestion = congestion
+        self._tcp = dict.fromkeys(HOSTS, HostTcp(congestion=congestion)) | dict(hosts or {})
         self._engine = engine
         self._needs_checksums = False  # a switch in user space drops packets without
         self._cleanup = contextlib.ExitStack()
-        self._replayer: RunningLink | None = None
+        self._running: RunningLink | None = None
+
+    @property
+    def client(self) -> NetworkHost:
+        """The first player, or the only one."""
+        return self.clients[0]
 
     def check(self) -> Backend:
         """Checks that this machine can make such a network; needs a sandbox, but builds nothing.
@@ -161,17 +169,20 @@ class SessionNetwork:
         Raises:
             LinkUnsupported: this machine cannot make the link.
             SwitchUnsupported: this machine cannot make the switch.
-            CongestionUnsupported: the kernel does not have the congestion control.
-            TopologyError: a program is missing.
+            CongestionUnsupported, TcpSettingUnsupported: the kernel does not have what is asked.
+            TopologyError: a program is missing, or there are too many clients.
         """
         _check_programs()
+        if not 1 <= self._client_count <= MAX_CLIENTS:
+            raise TopologyError(f"{self._client_count} clients are not from 1 to {MAX_CLIENTS}")
         if self._switch not in SWITCHES:
             raise SwitchUnsupported(
                 f"there is no switch {self._switch!r}; there are {', '.join(SWITCHES)}"
             )
         if self._switch == "ovs":
             check_installed()
-        _check_congestion(self._congestion)
+        for name, tcp in self._tcp.items():
+            tcp.check(name)
         return choose_backend(self._link, controller_delay_ms=self._controller_delay_ms)
 
     def __enter__(self) -> SessionNetwork:
@@ -180,7 +191,8 @@ class SessionNetwork:
         The thread that does this must live as long as the network: its processes end with it.
 
         Raises:
-            LinkUnsupported, SwitchUnsupported, CongestionUnsupported: see :meth:`check`.
+            LinkUnsupported, SwitchUnsupported, CongestionUnsupported, TcpSettingUnsupported: see
+                :meth:`check`.
             TopologyError: the network does not work as asked.
             ShapingError: the kernel did not take the shaping.
         """
@@ -202,7 +214,7 @@ class SessionNetwork:
 
     def start_replay(self) -> float:
         """Starts the trace; returns its ``time.monotonic()``."""
-        return self._running_replayer().start()
+        return self._running_link().start()
 
     def stop_replay(self) -> LinkMeasurement:
         """Stops the trace and returns what the link did.
@@ -210,7 +222,7 @@ class SessionNetwork:
         Raises:
             ShapingError: the link did not follow the trace.
         """
-        return self._running_replayer().stop()
+        return self._running_link().stop()
 
     def check_alive(self) -> None:
         """Looks after the bottleneck; to be called about twice a second during a session.
@@ -218,71 +230,67 @@ class SessionNetwork:
         Raises:
             ShapingError: what makes it died or stands still.
         """
-        self._running_replayer().check_alive()
+        self._running_link().check_alive()
 
-    def _running_replayer(self) -> RunningLink:
-        if self._replayer is None:
+    def _running_link(self) -> RunningLink:
+        if self._running is None:
             raise RuntimeError("the network is not up: use it as a context manager")
-        return self._replayer
+        return self._running
 
     def _build(self) -> None:
         silence_mininet()
         _disable_ipv6("all")  # or its neighbour discovery would be in the counts
         _disable_ipv6("default")
         kind = self._switch_kind()
-        is_userspace = self.backend == "userspace"
-        media_kind = _TapLink if is_userspace else None
-        control_kind = _TapLink if is_userspace and self._controller_delay_ms else None
         net = _PrivateMininet(controller=None, autoStaticArp=True)
         self._cleanup.callback(_stop, net)
-        server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
-        client = net.addHost("client", ip=f"{CLIENT_ADDRESS}/{PREFIX}")
-        controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
-        media, control = net.addSwitch("s1", **kind), net.addSwitch("s2", **kind)
-        net.addLink(server, media)
-        media_link = net.addLink(media, client, cls=media_kind)
-        net.addLink(controller, control)
-        control_link = net.addLink(
-            control,
-            client,
-            cls=control_kind,
-            params2={"ip": f"{CLIENT_CONTROL_ADDRESS}/{PREFIX}"},
+        built = _BuiltNetwork.build(
+            net,
+            kind,
+            clients=self._client_count,
+            has_background=self._has_background,
+            media_link=TapLink if self.backend == "userspace" else None,
+            control_link=TapLink if self._has_control_taps else None,
         )
         net.build()
         net.start()
-        self.server = NetworkHost(server.pid, SERVER_ADDRESS)
-        self.client = NetworkHost(client.pid, CLIENT_ADDRESS)
-        self.controller = NetworkHost(controller.pid, CONTROLLER_ADDRESS)
+        self.server = built.host("server", SERVER_ADDRESS)
+        self.clients = tuple(
+            built.host(name, _client_address(number)) for number, name in enumerate(built.clients)
+        )
+        self.controller = built.host("controller", CONTROLLER_ADDRESS)
+        self.background = None
+        if self._has_background:
+            self.background = (
+                built.host("bgclient", BACKGROUND_CLIENT_ADDRESS),
+                built.host("bgserver", BACKGROUND_SERVER_ADDRESS),
+            )
         self._configure_hosts()
-        for interface in ("s1-eth1", BOTTLENECK):
+        for interface in built.media_ports():
             disable_offloads(interface)
-        if is_userspace:
-            engine = self._engine or self._cleanup.enter_context(engine_process())
-            self._replayer = UserspaceLink(
-                self._link,
-                engine=engine,
-                media=media_link.taps,
-                controls=[control_link.taps] if control_kind else [],
-                controller_delay_ms=self._controller_delay_ms,
-                ports=LinkPorts(
-                    down=Port(BOTTLENECK),
-                    down_receiver=Port("client-eth0", client.pid),
-                    down_senders=(Port("server-eth0", server.pid),),
-                    up=Port("client-eth0", client.pid),
-                    up_receiver=Port(BOTTLENECK),
-                    up_exits=(Port("s1-eth1"),),
-                ),
+        ports = self._ports()
+        if self.backend == "userspace":
+            self._run(
+                UserspaceLink(
+                    self._link,
+                    engine=self._engine or self._cleanup.enter_context(engine_process()),
+                    media=built.bottleneck.taps,
+                    controls=[link.taps for link in built.controls if self._has_control_taps],
+                    controller_delay_ms=self._controller_delay_ms,
+                    ports=ports,
+                )
             )
-            self._cleanup.callback(self._replayer.close)
         self._verify()
-        if self._replayer is None:
-            self._replayer = Replayer(
-                self._link,
-                interface=BOTTLENECK,
-                client_pid=client.pid,
-                client_interface="client-eth0",
-            )
-            self._cleanup.callback(self._replayer.close)
+        if self.backend == "kernel":  # a trace may begin with an outage
+            self._run(KernelLink(self._link, ports=ports))
+
+    @property
+    def _has_control_taps(self) -> bool:
+        return self.backend == "userspace" and self._controller_delay_ms > 0
+
+    def _run(self, link: UserspaceLink | KernelLink) -> None:
+        self._running = link
+        self._cleanup.callback(link.close)
 
     def _switch_kind(self) -> dict[str, Any]:
         """How Mininet makes a switch of the kind that is asked."""
@@ -292,70 +300,159 @@ class SessionNetwork:
         self._needs_checksums = datapath == "user"
         return {"cls": OVSBridge, "datapath": datapath}
 
+    def _ports(self) -> LinkPorts:
+        """Where the bottleneck is."""
+        senders, exits = [self.server], ["s1-eth1"]
+        if self.background is not None:
+            senders.append(self.background[1])
+            exits.append("s1-eth3")
+        if len(self.clients) == 1 and self.background is None:
+            far = Port(self.client.interfaces[0], self.client.pid)
+        else:
+            far = Port(BEHIND_BOTTLENECK)
+        return LinkPorts(
+            down=Port(BOTTLENECK),
+            down_receiver=far,
+            down_senders=tuple(Port(host.interfaces[0], host.pid) for host in senders),
+            up=far,
+            up_receiver=Port(BOTTLENECK),
+            up_exits=tuple(map(Port, exits)),
+        )
+
     def _configure_hosts(self) -> None:
-        delay_ms = loss = control_ms = 0.0  # what netem has to do
+        """TCP of every host, and the delay of the way to the controller if netem makes it."""
+        netem: tuple[str, ...] = ()
         if self.backend == "kernel":
-            assert isinstance(self._link.down.loss, float)
-            delay_ms, loss = self._link.down.delay_ms, self._link.down.loss
-            control_ms = self._controller_delay_ms
-        down = netem_options(delay_ms, loss)
-        up = netem_options(delay_ms)
-        control = netem_options(control_ms)
-        for host, interface, address, netem in (
-            (self.server, "server-eth0", SERVER_ADDRESS, down),
-            (self.client, "client-eth0", CLIENT_ADDRESS, up),
-            (self.client, "client-eth1", CLIENT_CONTROL_ADDRESS, control),
-            (self.controller, "controller-eth0", CONTROLLER_ADDRESS, control),
-        ):
-            in_network_of(
-                host.pid, _configure_interface, interface, address, self._congestion, netem
-            )
-            if self._needs_checksums:
-                in_network_of(host.pid, disable_checksum_offload, interface)
+            netem = netem_options(DirectionSpec(delay_ms=self._controller_delay_ms))
+        for host in (self.server, *(self.background or ())):
+            kind = "server" if host is self.server else "background"
+            self._configure(kind, host, host.interfaces[0], host.address)
+        for number, host in enumerate(self.clients):
+            media, control = host.interfaces
+            self._configure("client", host, media, host.address)
+            self._configure("client", host, control, _control_address(number), netem)
+        self._configure(
+            "controller", self.controller, self.controller.interfaces[0], CONTROLLER_ADDRESS, netem
+        )
+
+    def _configure(
+        self,
+        kind: str,
+        host: NetworkHost,
+        interface: str,
+        address: str,
+        netem: tuple[str, ...] = (),
+    ) -> None:
+        tcp = self._tcp[kind]
+        in_network_of(host.pid, _configure_interface, kind, interface, address, tcp, netem)
+        if self._needs_checksums:
+            in_network_of(host.pid, disable_checksum_offload, interface)
 
     def _verify(self) -> None:
-        """Connects from the client to both hosts and looks at the congestion control in use.
+        """Connects from every client to its hosts and looks at the congestion control in use.
 
         Raises:
             TopologyError: a host cannot be reached or uses another congestion control.
         """
-        for host in (self.server, self.controller):
-            with (
-                socket_in(host.pid, host.address, 0) as listener,
-                in_network_of(
-                    self.client.pid,
-                    socket.create_connection,
-                    listener.getsockname(),
-                    timeout=CONNECT_TIMEOUT_S,
-                ) as near,
-                listener.accept()[0] as far,
-            ):
-                for end in (near, far):
-                    found = _congestion_of(end)
-                    if found != self._congestion:
-                        raise TopologyError(
-                            f"asked for congestion control {self._congestion}, "
-                            f"a connection to {host.address} uses {found}"
-                        )
+        for client in self.clients:
+            self._verify_way(client, "client", self.server, "server")
+            self._verify_way(client, "client", self.controller, "controller")
+        if self.background is not None:
+            near, far = self.background
+            self._verify_way(near, "background", far, "background")
+
+    def _verify_way(
+        self, client: NetworkHost, client_kind: str, host: NetworkHost, host_kind: str
+    ) -> None:
+        with (
+            socket_in(host.pid, host.address, 0) as listener,
+            in_network_of(
+                client.pid,
+                socket.create_connection,
+                listener.getsockname(),
+                timeout=CONNECT_TIMEOUT_S,
+            ) as near,
+            listener.accept()[0] as far,
+        ):
+            for end, kind in ((near, client_kind), (far, host_kind)):
+                asked, found = self._tcp[kind].congestion, congestion_of(end)
+                if found != asked:
+                    raise TopologyError(
+                        f"asked for congestion control {asked} at the {kind}, "
+                        f"a connection between it and {host.address} uses {found}"
+                    )
+
+
+@dataclass(frozen=True)
+class _BuiltNetwork:
+    """What Mininet was told to make."""
+
+    net: Any
+    clients: tuple[str, ...]
+    bottleneck: Any
+    controls: tuple[Any, ...]
+
+    @classmethod
+    def build(
+        cls,
+        net: Any,
+        switch: Mapping[str, Any],
+        *,
+        clients: int,
+        has_background: bool,
+        media_link: type[TapLink] | None,
+        control_link: type[TapLink] | None,
+    ) -> _BuiltNetwork:
+        """Adds hosts, switches and links; s1 leads to the server, the clients, and the others."""
+        is_shared = clients > 1 or has_background
+        names = tuple(f"client{number}" for number in range(clients)) if is_shared else ("client",)
+        server = net.addHost("server", ip=f"{SERVER_ADDRESS}/{PREFIX}")
+        players = [
+            net.addHost(name, ip=f"{_client_address(number)}/{PREFIX}")
+            for number, name in enumerate(names)
+        ]
+        controller = net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}")
+        media, control = net.addSwitch("s1", **switch), net.addSwitch("s2", **switch)
+        shared = net.addSwitch("s3", **switch) if is_shared else None
+        net.addLink(server, media)
+        bottleneck = net.addLink(media, shared or players[0], cls=media_link)
+        if has_background:
+            far = net.addHost("bgserver", ip=f"{BACKGROUND_SERVER_ADDRESS}/{PREFIX}")
+            near = net.addHost("bgclient", ip=f"{BACKGROUND_CLIENT_ADDRESS}/{PREFIX}")
+            net.addLink(far, media)
+            net.addLink(near, shared)
+        net.addLink(controller, control)
+        controls = []
+        for number, player in enumerate(players):
+            if shared is not None:
+                net.addLink(player, shared)
+            at = {"ip": f"{_control_address(number)}/{PREFIX}"}
+            controls.append(net.addLink(control, player, cls=control_link, params2=at))
+        return cls(net, names, bottleneck, tuple(controls))
+
+    def host(self, name: str, address: str) -> NetworkHost:
+        """A host that is up."""
+        node = self.net[name]
+        return NetworkHost(node.pid, address, tuple(sorted(node.nameToIntf)))
+
+    def media_ports(self) -> list[str]:
+        """Interfaces of this namespace that media passes."""
+        names = {name for switch in self.net.switches for name in switch.nameToIntf}
+        return sorted(name for name in names if name.startswith(("s1-", "s3-")))
+
+
+def _client_address(number: int) -> str:
+    return f"{CLIENT_NETWORK}{FIRST_CLIENT + number}"
+
+
+def _control_address(number: int) -> str:
+    return f"{CONTROL_NETWORK}{FIRST_CLIENT + number}"
 
 
 def _check_programs() -> None:
     missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
     if missing:
         raise TopologyError(f"Mininet needs more programs: apt-get install {' '.join(missing)}")
-
-
-def _check_congestion(congestion: str) -> None:
-    available = _sysctl("tcp_available_congestion_control").read_text().split()
-    if congestion not in available:
-        raise CongestionUnsupported(
-            f"congestion control {congestion!r} is not one of {', '.join(sorted(available))}; "
-            f"more can be had with: sudo modprobe tcp_{congestion}"
-        )
-
-
-def _sysctl(name: str) -> Path:
-    return Path("/proc/sys/net/ipv4") / name
 
 
 def _disable_ipv6(interface: str) -> None:
@@ -365,27 +462,14 @@ def _disable_ipv6(interface: str) -> None:
 
 
 def _configure_interface(
-    interface: str, address: str, congestion: str, netem: tuple[str, ...]
+    kind: str, interface: str, address: str, tcp: HostTcp, netem: Sequence[str]
 ) -> None:
     """Sets one interface up from inside its host."""
     disable_offloads(interface)
     _disable_ipv6(interface)
-    _sysctl("tcp_no_metrics_save").write_text("1")  # sessions do not learn from each other
-    try:
-        _sysctl("tcp_congestion_control").write_text(congestion)
-    except PermissionError:
-        # Only root of the whole machine may choose one that is not in its
-        # tcp_allowed_congestion_control; a route may name any.
-        network = address.rsplit(".", 1)[0] + f".0/{PREFIX}"
-        route = ("dev", interface, "proto", "kernel", "scope", "link", "src", address)
-        run_tool("ip", "route", "change", network, *route, "congctl", congestion)
+    tcp.apply(kind, interface, address)
     if netem:
         run_tool("tc", "qdisc", "add", "dev", interface, "root", "netem", *netem)
-
-
-def _congestion_of(end: socket.socket) -> str:
-    name = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-    return name.split(b"\0")[0].decode()
 
 
 def silence_mininet() -> None:

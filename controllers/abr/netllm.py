@@ -13,29 +13,41 @@ from player.observation import AbrObservation
 if TYPE_CHECKING:
     from adapters.policy import AbrPolicy
 
+BYTES_PER_MIB = 2**20
+
 
 @register("abr", "netllm")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetLlm:
     """The level that the adapted model scores highest; the lowest before any measurement.
 
-    The model is loaded when the controller is made. It keeps nothing between two decisions.
+    The model is loaded when the controller is made. What it keeps between two decisions makes them
+    faster and never different: keys and values of past tokens, found by the history that they
+    stand for (``adapters.inference``).
 
     Attributes:
         checkpoint: ``builtin:NAME``, or a folder that ``testbed train`` wrote.
         device: where to compute; ``auto`` takes the GPU where there is one.
         threads: CPU threads that torch may use in this process; 0 leaves torch's choice.
+        inference: how answers are computed: ``lean`` with kept keys and values in a pass of our
+            own, ``cached`` in the library's, ``full`` without; ``auto`` takes the first of these
+            that works with the backbone, told by ``policy.inference``.
+        cache_mib: bound of what is kept, in 2^20 bytes.
     """
 
     checkpoint: str = "builtin:abr-minilm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
+    inference: Literal["auto", "lean", "cached", "full"] = "auto"
+    cache_mib: int = 256
     policy: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"threads must not be negative, is {self.threads}")
-        object.__setattr__(self, "policy", _load(self.checkpoint, self.device, self.threads))
+        if self.cache_mib < 1:
+            raise ValueError(f"cache_mib must be at least 1, is {self.cache_mib}")
+        object.__setattr__(self, "policy", self._load())
 
     def decide(self, observation: AbrObservation) -> int:
         """Returns the level.
@@ -50,15 +62,19 @@ class NetLlm:
         policy: AbrPolicy = self.policy
         return policy.decide_many(observations)
 
+    def _load(self) -> AbrPolicy:
+        import torch
 
-def _load(checkpoint: str, device: str, threads: int) -> AbrPolicy:
-    import torch
+        from adapters.checkpoints import load_checkpoint
 
-    from adapters.checkpoints import load_checkpoint
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' is not available here; use 'auto' or 'cpu'")
-    if threads:
-        torch.set_num_threads(threads)
-    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    return load_checkpoint(checkpoint, task="abr", device=chosen)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' is not available here; use 'auto' or 'cpu'")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return load_checkpoint(
+            self.checkpoint,
+            task="abr",
+            device="cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu",
+            inference=self.inference,
+            cache_bytes=self.cache_mib * BYTES_PER_MIB,
+        )

@@ -28,18 +28,44 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import socket
 import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from player.trace import FloatArray, Trace
+from testbed.links.netlink import (
+    NLM_F_ACK,
+    NLM_F_ECHO,
+    NLM_F_REQUEST,
+    NLMSG_HEADER,
+    NS_PER_TICK,
+    STATS_QUEUE,
+    TCA_KIND,
+    TCA_OPTIONS,
+    TCA_STATS2,
+    TCA_STATS_BASIC,
+    TCA_STATS_QUEUE,
+    TCMSG,
+    Netlink,
+    attribute,
+    attributes,
+    payloads,
+    qdisc_request,
+    request,
+)
+from testbed.links.queues import (
+    QueueCounts,
+    is_as_asked,
+    qdisc_kind,
+    qdisc_options,
+    read_counts,
+)
+from testbed.links.spec import QueueSpec
 
 PACKET_BYTES = 1500  # layer 3
 BITS_PER_BYTE = 8
@@ -53,31 +79,22 @@ RATE_NOISE = 0.01  # bytes per second that arithmetic may add to a rate
 TIME_RESOLUTION = 0.002  # a change of the time that a packet takes is left out below this share
 LONG_S = 1.0  # of it or of this, whichever is less
 
-# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/pkt_sched.h>, <linux/gen_stats.h>
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO = 1, 4, 8
-NLMSG_ERROR = 2
+# <linux/rtnetlink.h>, <linux/pkt_sched.h>, <linux/if_link.h>
 RTM_NEWTCLASS, RTM_GETTCLASS, RTM_GETSTATS = 40, 42, 94
-TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
 TCA_HTB_PARMS = 1
-TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
 IFLA_STATS_LINK_64 = 1
 LINKLAYER_ETHERNET = 1
-NS_PER_TICK = 64
 IDLE_CREDIT_TICKS = round(IDLE_CREDIT_S * 1e9 / NS_PER_TICK)
 BUSY_CREDIT_TICKS = round(BUSY_CREDIT_S * 1e9 / NS_PER_TICK)
-NLMSG_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
-TCMSG = struct.Struct("=BBHiIII")  # family, pad, pad, ifindex, handle, parent, info
-RTATTR = struct.Struct("=HH")
 RATESPEC = struct.Struct("=BBHhHI")  # cell log, link layer, overhead, align, mpu, bytes per second
 HTB_BUCKETS = struct.Struct("=IIIII")  # buffer, cbuffer (ticks), quantum, level, priority
 STATS_BASIC = struct.Struct("=QI")  # bytes, packets
-STATS_QUEUE = struct.Struct("=IIIII")  # packets, bytes, drops, requeues, overlimits
 IF_STATS = struct.Struct("=BBHII")  # family, pad, pad, ifindex, filter
 LINK_STATS = struct.Struct("=QQQ32xQ")  # rx packets, tx packets, rx bytes, …, tx dropped
-RECEIVE_BYTES = 65536
 
 ROOT_HANDLE = 0x00010000  # 1:
 CLASS_HANDLE = 0x00010001  # 1:1
+LEAF_HANDLE = 0x00100000  # 10:
 
 # <linux/ethtool.h>, <linux/sockios.h>
 SIOCETHTOOL = 0x8946
@@ -180,8 +197,12 @@ def clip_rate(bytes_per_s: float) -> int:
 
 def steps_between(trace: Trace, from_s: float, to_s: float) -> FloatArray:
     """Positions in ``[from_s, to_s)`` at which the trace's rate may change, passes included."""
-    passes = np.arange(int(from_s // trace.duration_s), int(to_s // trace.duration_s) + 1)
-    steps = (passes[:, None] * trace.duration_s + trace.edges_s[None, :-1]).ravel()
+    begins_s, found = trace.edges_s[:-1], []
+    for number in range(int(from_s // trace.duration_s), int(to_s // trace.duration_s) + 1):
+        pass_s = number * trace.duration_s
+        first, last = np.searchsorted(begins_s, (from_s - pass_s, to_s - pass_s))
+        found.append(pass_s + begins_s[max(first - 1, 0) : last + 1])
+    steps = np.concatenate(found)
     return np.asarray(steps[(steps >= from_s) & (steps < to_s)])
 
 
@@ -231,70 +252,27 @@ class ClassState:
         sent_bytes: layer 3.
         sent_packets: packets that have left.
         backlog_packets: packets that wait.
-        drops: packets that found the queue full.
+        backlog_bytes: their bytes, layer 3.
     """
 
     bytes_per_s: int
     sent_bytes: int
     sent_packets: int
     backlog_packets: int
-    drops: int
-
-
-class Netlink:
-    """A routing netlink socket; it belongs to the network namespace in which it was made."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.settimeout(1.0)
-        self._sequence = 0
-
-    def ask(self, message: bytearray) -> bytes:
-        """Sends one request with a fresh sequence number.
-
-        Returns:
-            The answer with its header.
-
-        Raises:
-            OSError: the kernel refused.
-        """
-        self._sequence += 1
-        struct.pack_into("=I", message, 8, self._sequence)
-        self._socket.send(message)
-        while True:
-            answer = self._socket.recv(RECEIVE_BYTES)
-            _, kind, _, sequence, _ = NLMSG_HEADER.unpack_from(answer)
-            if sequence != self._sequence:
-                continue  # the answer to a request that timed out
-            if kind == NLMSG_ERROR and (
-                number := struct.unpack_from("=i", answer, NLMSG_HEADER.size)[0]
-            ):
-                raise OSError(-number, os.strerror(-number))
-            return answer
-
-    def __enter__(self) -> Netlink:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the socket."""
-        self._socket.close()
+    backlog_bytes: int
 
 
 class HtbClass(Netlink):
-    """The shaped output of one interface of this network namespace: HTB over a drop-tail queue."""
+    """The shaped output of one interface of this network namespace: HTB over one queue."""
 
-    def __init__(self, interface: str, *, queue_packets: int, bytes_per_s: int) -> None:
+    def __init__(self, interface: str, *, queue: QueueSpec, bytes_per_s: int) -> None:
         """Sets the interface up.
 
         Raises:
             ShapingError: the kernel refused, or took something else than asked.
         """
         self.interface = interface
+        self._leaf_kind = qdisc_kind(queue)
         device = ("dev", interface)
         run_tool(
             *("tc", "qdisc", "add", *device, "root", "handle", "1:"),
@@ -307,24 +285,25 @@ class HtbClass(Netlink):
         )
         run_tool(
             *("tc", "qdisc", "add", *device, "parent", "1:1", "handle", "10:"),
-            *("pfifo", "limit", str(queue_packets)),
+            *(self._leaf_kind, *qdisc_options(queue)),
         )
-        self._verify_qdiscs(queue_packets)
+        self._verify_qdiscs(queue)
         index = socket.if_nametoindex(interface)
         super().__init__()
         self._change, self._rate_at, self._credit_at = _change_message(index)
-        self._get = _request(RTM_GETTCLASS, NLM_F_REQUEST | NLM_F_ECHO, _tcmsg(index))
+        self._get = request(RTM_GETTCLASS, NLM_F_REQUEST | NLM_F_ECHO, _tcmsg(index))
+        self._get_leaf = qdisc_request(index, LEAF_HANDLE)
         self.bytes_per_s = bytes_per_s
         self.change(bytes_per_s, is_busy=False)
         self.verify()
 
-    def _verify_qdiscs(self, queue_packets: int) -> None:
+    def _verify_qdiscs(self, queue: QueueSpec) -> None:
         shown = json.loads(run_tool("tc", "-json", "qdisc", "show", "dev", self.interface))
         kinds = {qdisc["kind"]: qdisc.get("options", {}) for qdisc in shown}
-        if "htb" not in kinds or kinds.get("pfifo", {}).get("limit") != queue_packets:
+        if "htb" not in kinds or not is_as_asked(queue, kinds.get(self._leaf_kind, {})):
+            asked = " ".join((self._leaf_kind, *qdisc_options(queue)))
             raise ShapingError(
-                f"{self.interface}: asked for HTB over pfifo with {queue_packets} packets, "
-                f"the kernel has {kinds}"
+                f"{self.interface}: asked for HTB over {asked}, the kernel has {kinds}"
             )
 
     def change(self, bytes_per_s: int, *, is_busy: bool) -> None:
@@ -341,12 +320,7 @@ class HtbClass(Netlink):
             struct.pack_into("=I", self._change, offset, bytes_per_s)
         ticks = BUSY_CREDIT_TICKS if is_busy else IDLE_CREDIT_TICKS
         struct.pack_into("=II", self._change, self._credit_at, ticks, ticks)
-        try:
-            self.ask(self._change)
-        except OSError as error:
-            raise ShapingError(
-                f"{self.interface}: setting {bytes_per_s} bytes per second: {error}"
-            ) from error
+        self._ask(self._change, f"setting {bytes_per_s} bytes per second")
         self.bytes_per_s = bytes_per_s
 
     def read(self) -> ClassState:
@@ -355,23 +329,26 @@ class HtbClass(Netlink):
         Raises:
             ShapingError: it is not there any more.
         """
-        try:
-            answer = self.ask(self._get)
-        except OSError as error:
-            raise ShapingError(f"{self.interface}: reading the HTB class: {error}") from error
-        rate = sent_bytes = sent_packets = backlog = drops = 0
-        for kind, begin, end in _attributes(answer, NLMSG_HEADER.size + TCMSG.size, len(answer)):
-            if kind == TCA_OPTIONS:
-                for inner, at, _ in _attributes(answer, begin, end):
-                    if inner == TCA_HTB_PARMS:
-                        rate = RATESPEC.unpack_from(answer, at)[5]
-            elif kind == TCA_STATS2:
-                for inner, at, _ in _attributes(answer, begin, end):
-                    if inner == TCA_STATS_BASIC:
-                        sent_bytes, sent_packets = STATS_BASIC.unpack_from(answer, at)
-                    elif inner == TCA_STATS_QUEUE:
-                        backlog, _, drops, _, _ = STATS_QUEUE.unpack_from(answer, at)
-        return ClassState(rate, sent_bytes, sent_packets, backlog, drops)
+        answer = self._ask(self._get, "reading the HTB class")
+        found = payloads(answer)
+        rate = sent_bytes = sent_packets = packets = size = 0
+        for inner, at, _ in attributes(answer, *found.get(TCA_OPTIONS, (0, 0))):
+            if inner == TCA_HTB_PARMS:
+                rate = RATESPEC.unpack_from(answer, at)[5]
+        for inner, at, _ in attributes(answer, *found.get(TCA_STATS2, (0, 0))):
+            if inner == TCA_STATS_BASIC:
+                sent_bytes, sent_packets = STATS_BASIC.unpack_from(answer, at)
+            elif inner == TCA_STATS_QUEUE:
+                packets, size = STATS_QUEUE.unpack_from(answer, at)[:2]
+        return ClassState(rate, sent_bytes, sent_packets, packets, size)
+
+    def read_counts(self) -> QueueCounts:
+        """Reads what the queue did so far.
+
+        Raises:
+            ShapingError: it is not there any more.
+        """
+        return read_counts(self._leaf_kind, self._ask(self._get_leaf, "reading the queue"))
 
     def verify(self) -> None:
         """Checks that the kernel has the rate that was set last.
@@ -386,6 +363,12 @@ class HtbClass(Netlink):
                 f"the kernel has {found}"
             )
 
+    def _ask(self, message: bytearray, what: str) -> bytes:
+        try:
+            return self.ask(message)
+        except OSError as error:
+            raise ShapingError(f"{self.interface}: {what}: {error}") from error
+
 
 class ReceiveCounter(Netlink):
     """Counts what one interface of this network namespace has received; readable from any other."""
@@ -393,7 +376,7 @@ class ReceiveCounter(Netlink):
     def __init__(self, interface: str) -> None:
         index = socket.if_nametoindex(interface)
         super().__init__()
-        self._get = _request(
+        self._get = request(
             RTM_GETSTATS, NLM_F_REQUEST, IF_STATS.pack(0, 0, 0, index, IFLA_STATS_LINK_64)
         )
 
@@ -408,23 +391,14 @@ class ReceiveCounter(Netlink):
 
     def _counters(self) -> tuple[int, int, int, int]:
         answer = self.ask(self._get)
-        for _, at, _ in _attributes(answer, NLMSG_HEADER.size + IF_STATS.size, len(answer)):
+        for _, at, _ in attributes(answer, NLMSG_HEADER.size + IF_STATS.size, len(answer)):
             received, sent, size, unsent = LINK_STATS.unpack_from(answer, at)
             return received, sent, size, unsent
         raise ShapingError("the kernel gave no interface statistics")
 
 
-def _request(kind: int, flags: int, body: bytes) -> bytearray:
-    return bytearray(NLMSG_HEADER.pack(NLMSG_HEADER.size + len(body), kind, flags, 0, 0) + body)
-
-
 def _tcmsg(index: int) -> bytes:
     return TCMSG.pack(socket.AF_UNSPEC, 0, 0, index, CLASS_HANDLE, ROOT_HANDLE, 0)
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    padding = b"\0" * (-len(payload) % RTATTR.size)
-    return RTATTR.pack(RTATTR.size + len(payload), kind) + payload + padding
 
 
 def _change_message(index: int) -> tuple[bytearray, tuple[int, int], int]:
@@ -434,22 +408,12 @@ def _change_message(index: int) -> tuple[bytearray, tuple[int, int], int]:
     """
     ratespec = RATESPEC.pack(0, LINKLAYER_ETHERNET, 0, 0, 0, 0)
     parameters = 2 * ratespec + HTB_BUCKETS.pack(0, 0, PACKET_BYTES, 0, 0)
-    options = _attribute(TCA_OPTIONS, _attribute(TCA_HTB_PARMS, parameters))
-    message = _request(
+    options = attribute(TCA_OPTIONS, attribute(TCA_HTB_PARMS, parameters))
+    message = request(
         RTM_NEWTCLASS,
         NLM_F_REQUEST | NLM_F_ACK,
-        _tcmsg(index) + _attribute(TCA_KIND, b"htb\0") + options,
+        _tcmsg(index) + attribute(TCA_KIND, b"htb\0") + options,
     )
     begin = len(message) - len(parameters)
     first = begin + RATESPEC.size - 4
     return message, (first, first + RATESPEC.size), begin + 2 * RATESPEC.size
-
-
-def _attributes(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Kind, begin and end of the payload of each attribute."""
-    while at + RTATTR.size <= end:
-        length, kind = RTATTR.unpack_from(message, at)
-        if length < RTATTR.size:
-            return
-        yield kind & 0x3FFF, at + RTATTR.size, at + length
-        at += (length + 3) & ~3

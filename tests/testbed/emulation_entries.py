@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import posix
+import select
 import shutil
 import signal
 import socket
@@ -22,9 +23,9 @@ import numpy as np
 import pytest
 
 from player.trace import Trace
-from testbed.links.htb import HtbClass, ShapingError, qdisc_problem, run_tool
+from testbed.links.htb import qdisc_problem, run_tool
 from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec
-from testbed.namespaces import Child, bring_up, fork_into, in_network_of, socket_in, unshare_network
+from testbed.namespaces import Child, fork_into, in_network_of, socket_in, unshare_network
 from testbed.sandbox import Send, probe_sandbox, run_in_sandbox, tool_path
 
 HERE = str(Path(__file__).parent)
@@ -216,10 +217,13 @@ def _interfaces() -> list[str]:
 
 
 def build(job: dict[str, Any]) -> Any:
+    from testbed.host_tcp import HostTcp
     from testbed.topology import SessionNetwork
 
     trace = Trace("test", np.array(job["times_s"]), np.array(job["rates_mbps"]))
-    return SessionNetwork(link_of(trace, **job.get("link", {})), **job.get("network", {}))
+    hosts = {name: HostTcp(**host) for name, host in job.get("hosts", {}).items()}
+    link = link_of(trace, **job.get("link", {}))
+    return SessionNetwork(link, hosts=hosts, **job.get("network", {}))
 
 
 def link_of(
@@ -314,6 +318,47 @@ def inspect(job: dict[str, Any], send: Send) -> None:
     )
 
 
+def share(job: dict[str, Any], send: Send) -> None:
+    """Everybody downloads at once over one bottleneck; who got how much, and how hosts are set."""
+    with build(job) as network, contextlib.ExitStack() as stack:
+        pairs = [(client, network.server) for client in network.clients]
+        pairs += [network.background] if network.background else []
+        received = {}
+        for number, (near, far) in enumerate(pairs):
+            listener = stack.enter_context(socket_in(far.pid, far.address, PORT + number))
+            stack.enter_context(fork_into(far.pid, source, listener))
+            end = stack.enter_context(
+                in_network_of(near.pid, socket.create_connection, listener.getsockname())
+            )
+            received[end] = 0
+        network.start_replay()
+        until_s = time.monotonic() + job["seconds"]
+        while (left_s := until_s - time.monotonic()) > 0:
+            for end in select.select(list(received), [], [], left_s)[0]:
+                received[end] += len(end.recv(1 << 20))
+        record = asdict(network.stop_replay().record)
+        setting = Path("/proc/sys/net/ipv4/tcp_rmem").read_text
+        send(
+            {
+                "received_bytes": list(received.values()),
+                "record": record,
+                "rmem": {
+                    name: in_network_of(getattr(network, name).pid, setting).split()
+                    for name in ("server", "client")
+                },
+                "controllers_reached": [
+                    _reaches(client, network.controller) for client in network.clients
+                ],
+            }
+        )
+
+
+def _reaches(near: Any, far: Any) -> bool:
+    with socket_in(far.pid, far.address, PORT) as listener:
+        in_network_of(near.pid, socket.create_connection, listener.getsockname(), 5).close()
+    return True
+
+
 def _processes() -> set[str]:
     return {name for name in os.listdir("/proc") if name.isdigit()}
 
@@ -358,30 +403,6 @@ def round_trips(job: dict[str, Any], send: Send) -> None:
         send(times_s)
 
 
-def change_rates(job: dict[str, Any], send: Send) -> None:
-    """Sets rates on a shaped interface, counts two raw packets, then takes the class away."""
-    run_tool("ip", "link", "add", "name", "a0", "type", "veth", "peer", "name", "b0")
-    bring_up("a0")
-    bring_up("b0")
-    read_back, counted = [], []
-    with HtbClass("a0", queue_packets=10, bytes_per_s=1000) as shaped:
-        for rate in job["rates"]:
-            shaped.change(rate, is_busy=rate % 3 == 0)
-            shaped.verify()
-            read_back.append(shaped.read().bytes_per_s)
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-            wire.bind(("a0", 0))
-            for size in (100, 1500):
-                before = shaped.read().sent_bytes
-                wire.send(b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + bytes(size))
-                counted.append(shaped.read().sent_bytes - before)
-        run_tool("tc", "qdisc", "del", "dev", "a0", "root")
-        try:
-            shaped.change(1000, is_busy=False)
-        except ShapingError as error:
-            send({"read_back": read_back, "counted_bytes": counted, "error": str(error)})
-
-
 def build_twice(job: dict[str, Any], send: Send) -> None:
     for number in range(2):
         with build(job):
@@ -394,7 +415,7 @@ def fail_half_way(job: dict[str, Any], send: Send) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise RuntimeError("in the middle")
 
-    topology.Replayer = refuse
+    topology.KernelLink = refuse  # type: ignore
     try:
         with build(job):
             pass

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def kill_when_it_appears(run: subprocess.Popen[str], name: str, *, after_s: floa
     raise AssertionError(f"no process {name!r} below the run")
 
 
-def rows(path: Path) -> list[dict[str, object]]:
+def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -239,6 +240,97 @@ def test_a_killed_run_leaves_nothing_and_can_be_resumed(folder: Path, number: in
     if number == signal.SIGKILL:
         resumed, errors = finish(start("run", folder / "slow.toml", "--out", out, "--resume"))
         assert resumed == 0, errors
+
+
+SHARED = """
+task = "abr"
+driver = "emulated"
+traces = "fast"
+chunks = 3
+[link]
+delay_ms = 5
+[link.up]
+rate_mbps = 1.0
+[network]
+shared_by = "all"
+[capture]
+enabled = true
+[hosts.server]
+tcp = { slow_start_after_idle = 0 }
+[[background]]
+kind = "bulk"
+[[arms]]
+controller = "fixed"
+[[arms]]
+controller = "rate"
+"""
+
+
+def test_players_share_a_bottleneck_with_other_traffic_and_are_captured(folder: Path) -> None:
+    (folder / "shared.toml").write_text(SHARED)
+    out = folder / "out"
+    arguments = ("run", folder / "shared.toml", "--out", out, "--json")
+    status, errors = finish(start(*arguments))
+    assert status == 0, errors
+    fixed, rate = sessions = rows(out / "sessions.jsonl")
+    assert [(row["arm"], row["client"]) for row in sessions] == [("fixed", 0), ("rate", 1)]
+    assert {row["group"] for row in sessions} == {"fixed+rate"}
+    assert fixed["link"] == rate["link"]
+    for row in sessions:
+        capture, (background,) = row["capture"], row["background"]
+        assert capture["ending"] == "complete"
+        assert len(capture["exchanges_ms"]) == 2
+        assert any(not one["is_controller"] for one in capture["connections"])
+        assert background["received_bytes"] > 0
+        assert background["throughput_mbps"] < 4
+    assert len(list((out / "captures").glob("*.pcapng"))) == 2
+    link_rows = rows(out / "link.jsonl")
+    assert {row["arm"] for row in link_rows} == {"fixed+rate"}
+    assert {row["direction"] for row in link_rows} == {"down", "up"}
+    requests = rows(out / "requests.jsonl")
+    media = [row for row in requests if "chunk-" in row["path"]]
+    assert {(row["arm"], row["client"]) for row in media} == {("fixed", 0), ("rate", 1)}
+    assert len(json.loads((out / "summary.json").read_text())["fairness"]) == 1
+    # a player that is missing has the whole group played again
+    (out / "sessions.jsonl").write_text(json.dumps(fixed) + "\n")
+    status, errors = finish(start(*arguments, "--resume"))
+    assert status == 0, errors
+    assert [row["arm"] for row in rows(out / "sessions.jsonl")] == ["fixed", "rate"]
+    assert len(rows(out / "requests.jsonl")) == len(requests)
+
+
+def test_an_engine_that_dies_ends_the_run(folder: Path) -> None:
+    out = folder / "out"
+    run = start(
+        *("run", folder / "slow.toml", "--out", out, "--json", "--jobs", 1),
+        *("--set", "link.backend=userspace"),
+        *("--set", 'arms=[{controller="fixed"}, {controller="rate"}]'),
+    )
+    kill_when_it_appears(run, "link_engine", after_s=4.0)
+    status, errors = finish(run)
+    if "needs TUN/TAP" in errors:
+        pytest.skip(errors)
+    assert status == 1, errors
+    assert "the engine of the user-space links died" in errors
+    (session,) = rows(out / "sessions.jsonl")
+    assert session["status"] == "failed"
+    assert "engine" in session["error"]
+    assert session["chunks"]
+
+
+def test_a_session_that_outlives_its_trace_fails(folder: Path) -> None:
+    (folder / "short").write_text("0 1\n3 1\n")
+    out = folder / "out"
+    status, errors = finish(
+        start(
+            *("run", folder / "slow.toml", "--out", out, "--json"),
+            *("--set", "traces=short", "--set", "link.at_end=stop"),
+        )
+    )
+    assert status == 1, errors
+    (session,) = rows(out / "sessions.jsonl")
+    assert "TraceEnded" in session["error"]
+    assert session["chunks"]
 
 
 def test_what_the_kernel_cannot_do_is_said_before_the_run(folder: Path) -> None:

@@ -15,6 +15,7 @@ from testbed.experiment import (
     ConfigError,
     Experiment,
     dump_experiment,
+    group_sessions,
     parse_experiment,
     plan_experiment,
     read_experiment,
@@ -118,6 +119,39 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str) -> None:
         ('"bba"', '"bba"\n[[arms]]\ncontroller = "bba"', "'bba' occurs twice"),
         ('"simulated"', '"emulated"\nseed = "x"', "seed"),
         ('task = "abr"', "task = ", "not valid TOML"),
+        ("[[arms]]", "[link]\nbursts = 3\n[[arms]]", r"'link.bursts'; .*gilbert_elliott"),
+        ("[[arms]]", '[link]\nqueue = "red"\n[[arms]]', "link.queue.*'codel' or 'pie'"),
+        ("[[arms]]", "[link]\necn = true\n[[arms]]", "link.ecn True .* droptail"),
+        ("[[arms]]", "[link.up]\nrate = 1\n[[arms]]", r"'link.up.rate'; .*rate_mbps"),
+        ("[[arms]]", "[link.up]\ndelay_ms = -1\n[[arms]]", "link.up.delay_ms -1"),
+        ("[[arms]]", '[link.up]\nrate_mbps = 1\ntraces = "x"\n[[arms]]', "one of the two"),
+        ("[[arms]]", '[link.up]\nqueue = "pie"\n[[arms]]', "link.up.queue: there is no queue"),
+        ("[[arms]]", "[[link.changes]]\nat_s = 3\n[[arms]]", "link.changes.0: changes nothing"),
+        (
+            "[[arms]]",
+            '[[link.changes]]\nat_s = 3\ndirection = "up"\nrate_mbps = 1\n[[arms]]',
+            "link.changes.0.rate_mbps: the way up",
+        ),
+        (
+            "[[arms]]",
+            "[link]\ngilbert_elliott = { to_bad = 0.1, to_good = 0.0 }\n[[arms]]",
+            "link.gilbert_elliott: to_good 0.0",
+        ),
+        ("[[arms]]", "[hosts.servers]\n[[arms]]", "'hosts.servers'; there are server, client"),
+        ("[[arms]]", "[network]\nclients = 0\n[[arms]]", "network.clients: must be at least 1"),
+        ("[[arms]]", "[network]\nclients = 101\n[[arms]]", "network.clients: .* at most 100"),
+        (
+            "[[arms]]",
+            '[[background]]\nkind = "bulk"\nflow = 1\n[[arms]]',
+            r"'background.0.bulk.flow'",
+        ),
+        # what the simulated link models do not have
+        ("[[arms]]", "[link]\njitter_ms = 1\n[[arms]]", "link.jitter_ms: .*driver = 'emulated'"),
+        ("[[arms]]", '[link]\nqueue = "codel"\n[[arms]]', "link.queue: .*driver = 'emulated'"),
+        ("[[arms]]", "[link.up]\nrate_mbps = 1\n[[arms]]", "link.up: .*driver = 'emulated'"),
+        ("[[arms]]", "[network]\nclients = 2\n[[arms]]", "network.clients: .*driver = 'emulated'"),
+        ("[[arms]]", "[capture]\nenabled = true\n[[arms]]", "capture.enabled: .*'emulated'"),
+        ("[[arms]]", '[[background]]\nkind = "bulk"\n[[arms]]', "background: .*'emulated'"),
     ],
 )
 def test_mistakes_name_file_key_and_alternatives(
@@ -148,6 +182,108 @@ def test_sessions_go_trace_by_trace_over_all_arms(tmp_path: Path) -> None:
     assert [session.number for session in plan.sessions] == [0, 1, 2, 3]
     assert plan.sessions[0].trace is plan.sessions[1].trace
     assert plan.video.chunks == 48
+
+
+EMULATED = MINIMAL.replace("simulated", "emulated")
+
+
+def test_a_network_with_everything_reads_back_equal(tmp_path: Path) -> None:
+    text = (
+        EMULATED
+        + """
+[link]
+jitter_ms = 3.0
+jitter = "normal"
+gilbert_elliott = { to_bad = 0.01, to_good = 0.3 }
+queue = "pie"
+queue_bytes = 150000
+ecn = true
+target_ms = 5.0
+replay = "opportunities"
+at_end = "stop"
+[link.up]
+rate_mbps = 1.0
+duplicate = 0.01
+[[link.changes]]
+at_s = 30.0
+delay_ms = 80.0
+[hosts.server]
+congestion = "reno"
+tcp = { slow_start_after_idle = 0, rmem = "4096 131072 6291456" }
+[network]
+clients = 2
+[capture]
+enabled = true
+[[background]]
+kind = "bulk"
+flows = 2
+[[background]]
+kind = "web"
+arrivals_per_s = 2
+mean_bytes = 100000
+"""
+    )
+    experiment = read_experiment(write(tmp_path, text))
+    assert [type(entry).__name__ for entry in experiment.background] == [
+        "BulkTraffic",
+        "WebTraffic",
+    ]
+    assert read_experiment(write(tmp_path, dump_experiment(experiment))) == experiment
+
+
+def groups_of(tmp_path: Path, shared_by: str) -> list[list[tuple[str, str, int]]]:
+    text = (
+        EMULATED.replace("limit = 2", "limit = 1")
+        + f"""[[arms]]
+controller = "rate"
+[network]
+clients = 2
+shared_by = "{shared_by}"
+"""
+    )
+    experiment = read_experiment(write(tmp_path, text))
+    plan = plan_experiment(experiment, data_dir=None, base=tmp_path)
+    assert experiment.players == len(group_sessions(plan.sessions)[0])
+    return [
+        [(session.group, session.arm.label, session.client) for session in group]
+        for group in group_sessions(plan.sessions)
+    ]
+
+
+def test_players_of_an_arm_or_of_all_arms_share_a_bottleneck(tmp_path: Path) -> None:
+    assert groups_of(tmp_path, "arm") == [
+        [("bba", "bba", 0), ("bba", "bba", 1)],
+        [("rate", "rate", 0), ("rate", "rate", 1)],
+    ]
+    assert groups_of(tmp_path, "all") == [
+        [
+            ("bba+rate", "bba", 0),
+            ("bba+rate", "bba", 1),
+            ("bba+rate", "rate", 2),
+            ("bba+rate", "rate", 3),
+        ]
+    ]
+
+
+def test_the_way_up_follows_traces_of_the_same_names_or_one_file(tmp_path: Path) -> None:
+    for folder, rate in (("down", 4), ("up", 1)):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / folder / name).write_text(f"0 {rate}\n9 {rate}\n")
+
+    def up_of(up: str) -> list[tuple[str, float]]:
+        text = EMULATED.replace("builtin:fcc", "down") + f"[link.up]\n{up}\n"
+        plan = plan_experiment(read_experiment(write(tmp_path, text)), data_dir=None, base=tmp_path)
+        traces = [session.up_trace for session in plan.sessions]
+        return [(trace.name, trace.rate_mbps(1.0)) for trace in traces if trace is not None]
+
+    assert up_of('traces = "up"') == [("a", 1.0), ("b", 1.0)]
+    assert up_of('traces = "up/b"') == [("b", 1.0), ("b", 1.0)]
+    assert up_of("rate_mbps = 0.5") == [("constant", 0.5), ("constant", 0.5)]
+    assert up_of("delay_ms = 3.0") == []
+    (tmp_path / "up" / "b").unlink()
+    with pytest.raises(ConfigError, match=r"link.up.traces: up has no 'b'.*there are a"):
+        up_of('traces = "up"')
 
 
 def test_starts_come_from_a_number_a_table_or_a_file(tmp_path: Path) -> None:

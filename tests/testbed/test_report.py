@@ -1,8 +1,10 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from player.records import LinkRecord, SessionRecord
 from player.simulated import play_simulated
 from player.trace import Trace
 from player.video import Video, generate_video
+from testbed.link_timelines import edges_s
+from testbed.links.spec import Direction
 from testbed.plots import (
     PlotError,
     Series,
@@ -26,7 +30,7 @@ from testbed.plots import (
     strips,
 )
 from testbed.report import build_report, render_report, run_labels
-from testbed.results import ResultsError, read_results
+from testbed.results import LinkSecond, ResultsError, read_results
 from testbed.svg import fixed, log_ticks, round_ticks, significant, tick_label
 from testbed.timelines import session_timeline, shared_axes
 
@@ -267,6 +271,108 @@ def test_a_time_line_shows_stalls_fallbacks_and_decisions() -> None:
     assert drawing.count('class="decision"') == len(row.chunks)
     assert drawing.count('class="l5"') == len(row.chunks) - 1
     assert "decided by the fallback" in drawing
+
+
+def link_second(second: int, direction: Direction = "down", **changes: Any) -> LinkSecond:
+    row = {"asked_bits": 2e6, "delivered_bits": 1.9e6, "saturated": True} | changes
+    return LinkSecond(arm="top", trace="t", second=second, direction=direction, **row)
+
+
+def test_a_time_line_shows_what_the_link_did() -> None:
+    on = trace("t", 4)
+    row = played("top", 5, on)
+    down = [
+        link_second(number, delay_p50_ms=20.0, delay_p99_ms=40.0, drops=3 * (number == 1), losses=1)
+        for number in range(4)
+    ]
+    up = [link_second(number, "up", asked_bits=1e6) for number in range(4)]
+
+    def drawn(seconds: Sequence[LinkSecond]) -> str:
+        axes = shared_axes([row], on, video().levels_kbps, seconds)
+        return str(session_timeline(row, axes, on, seconds))
+
+    drawing = drawn([*down, *up])
+    assert drawing.count('class="drop-queue"') == 1
+    assert drawing.count('class="drop-loss"') == 4
+    assert "3 dropped, queue full" in drawing
+    assert drawing.count('class="delay"') == drawing.count('class="delay-tail"') == 1
+    assert drawing.count('class="delivered"') == 2
+    without = drawn([dataclasses.replace(one, asked_bits=0.0) for one in up] + down)
+    assert without.count('class="delivered"') == 1
+    assert 'class="delay"' not in drawn([link_second(number) for number in range(4)])
+
+
+def test_seconds_are_drawn_where_they_really_began_and_ended() -> None:
+    late = [link_second(0, begin_s=0.0, end_s=1.5), link_second(1, begin_s=1.5, end_s=2.0)]
+    assert edges_s(late) == [0.0, 1.5, 2.0]
+    assert edges_s([link_second(0), link_second(1)]) == [0.0, 1.0, 2.0]
+
+
+def test_what_is_around_the_players_has_tables(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "emulated")
+    assert "<h2>Network</h2>" not in render_report([read_results(tmp_path / "alone")])
+    write_run(tmp_path / "together", "emulated")
+    path = tmp_path / "together" / "sessions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {"group": "level0+level2", "client": number % 2, "background": [BACKGROUND]}
+        row["link"] |= {"queue_drops": 7, "delay_p50_ms": 12.5, "delay_p99_ms": 80.0}
+        row["capture"] = CAPTURE
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = render_report([read_results(tmp_path / "together")])
+    checked(page)
+    for words in (
+        *("Arms behind the same bottleneck", "Packets towards the players", "12.5", "80.0"),
+        *("On the wire, captured at the players", "25.00", "Background traffic", "0.750"),
+    ):
+        assert words in page, words
+
+
+BACKGROUND = {
+    "kind": "bulk",
+    "direction": "down",
+    "started": 1,
+    "finished": 0,
+    "errors": 0,
+    "received_bytes": 100,
+    "throughput_mbps": 0.75,
+    "flows_mbps": [0.75],
+    "completion_p50_s": None,
+    "completion_p95_s": None,
+}
+CAPTURE = {
+    "ending": "complete",
+    "packets": 100,
+    "dropped_packets": 0,
+    "other_packets": 0,
+    "connections": [
+        {
+            "client": "10.0.0.2:40000",
+            "server": "10.0.0.1:8000",
+            "is_controller": False,
+            "started_s": 0.0,
+            "duration_s": 3.0,
+            "packets_down": 80,
+            "packets_up": 20,
+            "l3_bytes_down": 100_000,
+            "l3_bytes_up": 1000,
+            "payload_bytes_down": 90_000,
+            "payload_bytes_up": 100,
+            "throughput_kbps": 240.0,
+            "handshake_rtt_ms": 10.0,
+            "rtt_samples": 5,
+            "rtt_min_ms": 10.0,
+            "rtt_p50_ms": 11.0,
+            "rtt_p99_ms": 30.0,
+            "retransmissions_down": 2,
+            "retransmissions_up": 0,
+            "out_of_order_down": 0,
+            "missing_bytes_down": 0,
+        }
+    ],
+    "exchanges_ms": [3.0, 4.0],
+    "unanswered": 0,
+}
 
 
 def test_a_fine_trace_is_thinned_out_to_what_can_be_seen() -> None:

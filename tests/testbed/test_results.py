@@ -120,6 +120,7 @@ def test_golden_summary(tmp_path: Path) -> None:
         "startup_s": 0.5,
         "decision_ms": {"p50": pytest.approx(3.0), "p99": pytest.approx(3.98)},
         "fallbacks": 0,
+        "jain": {"mean": None, "ci95": None},
     }
     assert b["qoe_per_chunk"]["mean"] == pytest.approx((on_t1 + on_t2) / 2)
     low, high = b["qoe_per_chunk"]["ci95"]
@@ -133,7 +134,11 @@ def test_golden_summary(tmp_path: Path) -> None:
     assert summary["pairs"] == [
         {"a": "a", "b": "b", "n": 1, "delta": {"mean": pytest.approx(0.3 - on_t1), "ci95": None}}
     ]
-    assert summary["link"] == {"wire_nmae_1s": {"median": 0.002, "max": 0.003}}
+    assert summary["link"] == {
+        "wire_nmae_1s": {"median": 0.002, "max": 0.003},
+        "up_wire_nmae_1s": {"median": None, "max": None},
+    }
+    assert summary["fairness"] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "experiment.toml",
         "sessions.jsonl",
@@ -261,6 +266,60 @@ def test_link_seconds_of_a_repeated_session_are_those_of_its_last_run(tmp_path: 
     assert [row.second for row in seconds] == [0, 1, 2]
     assert [row.delivered_mbps for row in seconds] == [1.0, 1.0, 1.0]
     assert read_link_seconds(tmp_path / "none") == {}
+
+
+def test_both_ways_of_a_link_are_kept_apart(tmp_path: Path) -> None:
+    rows = [link_row(second, direction=way) for way in ("down", "up") for second in range(2)]
+    (tmp_path / "link.jsonl").write_text("".join(rows + rows))
+    seconds = read_link_seconds(tmp_path)["a", "t"]
+    assert [(row.direction, row.second) for row in seconds] == [
+        *(("down", 0), ("down", 1)),
+        *(("up", 0), ("up", 1)),
+    ]
+
+
+def shared(arm: str, client: int, levels: Sequence[int], trace: str = "t") -> SessionRecord:
+    row = session(arm, trace, levels, (0.0, 0.0, 0.0))
+    return dataclasses.replace(row, client=client, group="a+b")
+
+
+def test_players_that_share_a_bottleneck_are_one_observation(tmp_path: Path) -> None:
+    rows = [
+        shared(arm, client, levels, trace)
+        for trace in ("t", "u")
+        for client, (arm, levels) in enumerate(
+            [("a", (0, 0, 0)), ("a", (1, 1, 1)), ("b", (2, 2, 2)), ("b", (2, 2, 2))]
+        )
+    ]
+    write_sessions(tmp_path, rows)
+    results = read_results(tmp_path)
+    assert len(results.sessions) == len(rows)
+    summary = write_summary(tmp_path)
+    a, b = summary["arms"]
+    assert results.qoe_of_arm("a") == {"t": pytest.approx(0.525), "u": pytest.approx(0.525)}
+    assert a["sessions"] == 4
+    assert a["qoe_per_chunk"] == {"mean": 0.525, "ci95": [0.525, 0.525]}
+    assert b["jain"] == {"mean": 1.0, "ci95": [1.0, 1.0]}
+    assert [(pair["n"], pair["delta"]["mean"]) for pair in summary["pairs"]] == [
+        (2, pytest.approx(0.525 - 1.2))
+    ]
+    assert [(one["group"], one["trace"]) for one in summary["fairness"]] == [
+        ("a+b", "t"),
+        ("a+b", "u"),
+    ]
+    throughput_kbps = 3 * 100_000 * 8 / 1000 / 3.0
+    assert summary["fairness"][0]["throughput_kbps"] == {
+        "a": [throughput_kbps] * 2,
+        "b": [throughput_kbps] * 2,
+    }
+
+
+def test_jains_index_is_taken_over_throughputs(tmp_path: Path) -> None:
+    slow, fast = shared("a", 0, (0, 0, 0)), shared("a", 1, (1, 1, 1))
+    chunks = [dataclasses.replace(chunk, size_bytes=300_000) for chunk in fast.chunks]
+    write_sessions(tmp_path, [slow, dataclasses.replace(fast, chunks=tuple(chunks))])
+    (arm,) = write_summary(tmp_path)["arms"]
+    assert arm["jain"]["mean"] == pytest.approx((1 + 3) ** 2 / (2 * (1 + 9)))
 
 
 def test_rates_use_the_real_width_of_a_second(tmp_path: Path) -> None:

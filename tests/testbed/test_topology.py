@@ -41,6 +41,31 @@ def test_open_vswitch_carries_a_session_or_says_what_it_lacks() -> None:
 
 
 @pytest.mark.emulation
+@pytest.mark.parametrize("backend", ["kernel", "userspace"])
+def test_players_and_background_share_the_bottleneck(backend: str) -> None:
+    entries.require(network=True)
+    job = {
+        **JOB,
+        "seconds": 4,
+        "link": {"backend": backend},
+        "network": {"clients": 2, "has_background": True},
+        "hosts": {
+            "server": {"settings": {"rmem": "4096  131072 1048576"}},
+            "background": {"congestion": "reno"},
+        },
+    }
+    (seen,) = entries.collect("share", job)
+    assert len(seen["received_bytes"]) == 3
+    assert all(seen["received_bytes"])
+    assert sum(seen["received_bytes"]) <= 5e6 / 8 * 4.5  # one bottleneck, not one for each
+    assert seen["record"]["backend"] == backend
+    assert seen["record"]["wire_nmae_1s"] <= 0.02
+    assert seen["rmem"]["server"] == ["4096", "131072", "1048576"]
+    assert seen["rmem"]["client"] != seen["rmem"]["server"]
+    assert seen["controllers_reached"] == [True, True]
+
+
+@pytest.mark.emulation
 def test_a_network_can_be_built_again_in_the_same_place() -> None:
     entries.require(network=True)
     assert entries.collect("build_twice", JOB) == [{"built": 0}, {"built": 1}]
@@ -56,9 +81,15 @@ def test_a_network_that_fails_half_way_is_taken_down() -> None:
 @pytest.mark.emulation
 def test_what_there_is_not_is_refused_with_the_alternatives() -> None:
     entries.require(network=True)
-    asked = [{"congestion": "magic"}, {"switch": "magic"}]
-    seen = entries.collect("support", {"jobs": [{**JOB, "network": more} for more in asked]})
-    for answer, alternative in zip(seen, ("cubic", "linuxbridge"), strict=True):
+    asked = [
+        {"network": {"congestion": "magic"}},
+        {"network": {"switch": "magic"}},
+        {"hosts": {"client": {"settings": {"magic": 1}}}},
+        {"hosts": {"client": {"settings": {"rmem": "magic"}}}},
+    ]
+    seen = entries.collect("support", {"jobs": [{**JOB, **more} for more in asked]})
+    alternatives = ("cubic", "linuxbridge", "slow_start_after_idle", "hosts.client.tcp.rmem")
+    for answer, alternative in zip(seen, alternatives, strict=True):
         assert "magic" in answer["error"]
         assert alternative in answer["error"]
         assert answer["interfaces"] == ["lo"]

@@ -9,8 +9,17 @@ import pytest
 
 from player.records import LinkRecord
 from player.trace import Trace
-from testbed.links.backends import netem_options
+from testbed.links import backends
+from testbed.links.backends import LinkUnsupported, choose_backend
 from testbed.links.measurement import LinkSecond, measure
+from testbed.links.spec import (
+    DirectionSpec,
+    GilbertElliott,
+    LinkChange,
+    LinkSpec,
+    QueueSpec,
+    constant_trace,
+)
 from testbed.sandbox import SandboxError
 
 LOOSE_NMAE = 0.02
@@ -55,17 +64,88 @@ def test_without_a_saturated_bin_there_is_no_error(bins: list[LinkSecond]) -> No
     assert measure(bins, backend="kernel") == LinkRecord(backend="kernel")
 
 
-def test_netem_is_told_delay_and_loss_only_when_asked() -> None:
-    assert netem_options(0.0) == ()
-    assert netem_options(20.0)[2:] == ("delay", "20.000ms")
-    assert netem_options(0.5, 0.01)[2:] == ("delay", "0.500ms", "loss", "1.000000%")
+def link_of(*, backend: str = "auto", up: DirectionSpec | None = None, **down: Any) -> LinkSpec:
+    changes = down.pop("changes", ())
+    spec = DirectionSpec(trace=constant_trace(2.0), **down)
+    return LinkSpec(down=spec, up=up or DirectionSpec(), backend=backend, changes=changes)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    def qdisc_problem(kind: str, *options: str) -> str | None:
+        return f"{kind} is unknown" if kind in missing else None
+
+    monkeypatch.setattr(backends, "qdisc_problem", qdisc_problem)
+    monkeypatch.setattr(backends, "tap_problem", lambda: "none" if "tap" in missing else None)
+
+
+CODEL = QueueSpec(kind="codel")
+PIE = QueueSpec(kind="pie")
+JITTER = DirectionSpec(delay_ms=10.0, jitter_ms=2.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing", "name", "why"),
+    [
+        ({}, (), "kernel", "can do all"),
+        ({"queue": CODEL}, (), "kernel", "can do all"),
+        ({"queue": QueueSpec(size_bytes=30_000)}, (), "kernel", "can do all"),
+        ({"queue": CODEL}, ("codel",), "userspace", "queue = codel needs codel"),
+        ({"queue": QueueSpec(size_bytes=30_000)}, ("bfifo",), "userspace", "needs bfifo"),
+        ({"queue": PIE}, (), "userspace", "seed"),
+        ({"queue": PIE}, ("tap",), "kernel", "modprobe tun"),
+        ({"loss": 0.1}, (), "userspace", "seed"),
+        ({"loss": 0.1}, ("tap",), "kernel", "cannot be repeated"),
+        ({"duplicate": 0.1}, ("netem",), "userspace", "duplicate = 0.1 needs netem"),
+        ({"up": JITTER}, (), "userspace", "seed"),
+        ({"up": JITTER}, ("netem",), "userspace", "up delay_ms = 10.0, up jitter_ms = 2.0 needs"),
+        ({"loss": GilbertElliott(to_bad=0.1, to_good=0.5)}, ("netem",), "userspace", "= bursts"),
+        ({"replay": "opportunities"}, (), "userspace", "replay = opportunities"),
+        ({"changes": (LinkChange(at_s=3, rate_mbps=1.0),)}, ("netem",), "kernel", "can do all"),
+        ({"changes": (LinkChange(at_s=3, delay_ms=9.0),)}, (), "kernel", "can do all"),
+        ({"changes": (LinkChange(at_s=3, delay_ms=9.0),)}, ("netem",), "userspace", "at 3 s = 9"),
+        ({"changes": (LinkChange(at_s=3, loss=0.5),)}, (), "userspace", "seed"),
+    ],
+)
+def test_the_back_end_is_the_most_faithful_one(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], missing: tuple[str, ...], name: str,
+    why: str,
+) -> None:  # fmt: skip
+    pretend(monkeypatch, *missing)
+    chosen = choose_backend(link_of(**asked))
+    assert chosen.name == name
+    assert why in chosen.why
+
+
+def test_a_refusal_names_everything_that_is_missing_and_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, "netem", "codel", "tap")
+    up = DirectionSpec(trace=constant_trace(1.0), replay="opportunities")
+    queue = QueueSpec(kind="codel", size_bytes=30_000)
+    asked = link_of(backend="kernel", up=up, queue=queue, delay_ms=5.0, loss=0.1)
+    with pytest.raises(LinkUnsupported) as caught:
+        choose_backend(asked, controller_delay_ms=7.0)
+    for part in (
+        "up replay = opportunities",
+        'set replay to "rate"',
+        "queue_bytes = 30000",
+        "queue = codel needs codel",
+        "sch_codel",
+        "delay_ms = 5.0, loss = 0.1, controller delay_ms = 7.0 needs netem",
+        "sch_netem",
+        "back-end userspace",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(LinkUnsupported, match=r"sch_codel.*modprobe tun"):
+        choose_backend(asked.replace(backend="auto"))
 
 
 @pytest.mark.emulation
 def test_a_download_gets_what_the_trace_gives() -> None:
     entries.require(network=True)
     (seen,) = entries.collect("replay", {**JOB, "seconds": 6, "link": {"start_s": 1.0}})
-    record, seconds = seen["record"], seen["seconds"]
+    record = seen["record"]
+    seconds = [second for second in seen["seconds"] if second["direction"] == "down"]
     assert record["wire_nmae_1s"] <= LOOSE_NMAE
     assert abs(record["total_error"]) <= LOOSE_NMAE
     assert record["saturated_s"] >= 2

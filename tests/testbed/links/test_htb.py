@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import emulation_entries as entries
+import kernel_entries
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -125,7 +126,9 @@ def test_an_unknown_qdisc_is_a_problem() -> None:
 @pytest.mark.emulation
 def test_the_kernel_takes_every_rate_and_credit() -> None:
     entries.require(network=True)
-    (seen,) = entries.collect("change_rates", {"rates": [25, 12_500, 1_250_000, 125_000_000]})
+    (seen,) = kernel_entries.collect(
+        "change_rates", {"rates": [25, 12_500, 1_250_000, 125_000_000]}
+    )
     assert seen["read_back"] == [25, 12_500, 1_250_000, 125_000_000]
     assert seen["counted_bytes"] == [100, 1500]
     assert "gone" in seen["error"] or "No such" in seen["error"] or "Invalid" in seen["error"]

@@ -95,12 +95,13 @@ def test_delivery_opportunities_are_at_whole_milliseconds() -> None:
     job = {"down": down, "count": 5, "padding": 1468, "burst": 10, "pause_s": 0.0, "tail_s": 0.8}
     seen = collect("datagrams", job)
     delivered = [s for s in seen["seconds"] if s["direction"] == "down"]
-    # The packets are sent within the first opportunity's time, and one leaves at each.
-    # (Ends of connections that were tried before may be among them.)
+    # Sent before the first opportunity, one leaves at each; ends of connections that were tried
+    # before may be among them.
     assert total(seen, "delivered_bits") == pytest.approx(5 * 1500 * 8, rel=0.05)
-    first = delivered[0]
-    assert first["delay_p50_ms"] == pytest.approx(300, abs=30)
-    assert first["delay_p99_ms"] == pytest.approx(500, abs=30)
+    for name in ("delay_p50_ms", "delay_p99_ms"):
+        waited = delivered[0][name] / 100  # in opportunities
+        assert waited == pytest.approx(round(waited), abs=0.2)
+        assert 2 <= round(waited) <= 7
 
 
 @pytest.mark.emulation
