@@ -154,7 +154,7 @@ struct carrier {
     double test_clock_s; /* instead of the real one while it is above 0 */
     double busy_since_s, rested_s;
     int64_t handled;
-    bool is_busy, has_more;
+    bool is_busy, is_calm, has_more;
 };
 
 /* ---- what the halves call of each other ------------------------------------------------------ */
