@@ -62,13 +62,8 @@ class StepEncoder(nn.Module):
         self.step = nn.Embedding(max_steps, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, steps: StepTensors, places: Tensor | None = None) -> Tensor:
-        """Returns the tokens of B windows of S steps each.
-
-        Args:
-            steps: their features.
-            places: ``(S,)`` places of the steps in their window; by default 0 to S - 1.
-        """
+    def forward(self, steps: StepTensors) -> Tensor:
+        """Returns the tokens of B windows of S steps each."""
         batch, count = steps.action.shape
         action = torch.where(steps.action == NO_ACTION, self.levels, steps.action)
         tokens = {
@@ -82,9 +77,7 @@ class StepEncoder(nn.Module):
             Token.ACTION: self.action(action),
         }
         stacked = torch.stack([tokens[token] for token in Token], dim=2)  # (B, S, 8, D)
-        if places is None:
-            places = torch.arange(count, device=stacked.device)
-        place = self.step(places)  # (S, D)
+        place = self.step(torch.arange(count, device=stacked.device))  # (S, D)
         normed: Tensor = self.norm(stacked + place[None, :, None, :])
         return normed.reshape(batch, count * TOKENS_PER_STEP, -1)
 

@@ -14,6 +14,7 @@ from adapters.backbones import Backbone, BackboneError, add_lora, merge_lora
 from adapters.encoders import StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
 from adapters.inference import CACHE_BYTES, CachedInference, Inference, choose_pass
+from adapters.passes import LeanEncoder
 from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
 from player.observation import HISTORY_LIMIT, AbrObservation, ObservationError
 
@@ -185,11 +186,10 @@ class AbrPolicy(nn.Module):
         self.inference, run = choose_pass(self.backbone, self.config.block, inference)
         if run is not None:
             self._cached = CachedInference(
-                encoder=self.encoder,
+                encoder=LeanEncoder(self.encoder, float(self.config.return_target or 0.0)),
                 run=run,
                 head=self.head,
                 block=self.config.block,
-                return_target=float(self.config.return_target or 0.0),
                 limit_bytes=cache_bytes,
             )
         return self

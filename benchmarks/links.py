@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from player.trace import Trace
@@ -40,6 +40,7 @@ DATA_TRACES = (
 EACH = 3
 DELAY_MS = 20
 FAST_MBPS = 1000.0
+FAST_SECONDS = 8.0
 SMALL_MBPS = 5.0
 MANY = 40
 PERCENT = 100.0
@@ -98,7 +99,7 @@ class Suite:
         fast = [constant_trace(100.0, "100 Mbit/s")]
         ours = self._ours(fast, "echo", {"delay_ms": DELAY_MS})
         theirs = [
-            measure_mahimahi(_as_file(fast), self._seconds / 2, "echo", DELAY_MS)
+            measure_mahimahi(_as_file(fast), self._seconds, "echo", DELAY_MS)
             for _ in range(self._runs if self._mahimahi else 0)
         ]
         rows = []
@@ -118,7 +119,8 @@ class Suite:
             ("one TCP flow, cap 1 Gbit/s: Mbit/s", "≥ 700", False),
             ("without the compiled loop: Mbit/s", "", True),
         ):
-            runs = self._ours([constant_trace(FAST_MBPS)], "cubic", FAST_LINK, python_loop)
+            trace = [constant_trace(FAST_MBPS)]
+            runs = self._ours(trace, "cubic", FAST_LINK, python_loop, seconds=FAST_SECONDS)
             mbps = [run.links[0].delivered_mbps or 0.0 for run in runs]
             rows.append(Row(what, target, mbps, [], _load(runs)))
         return rows
@@ -126,9 +128,7 @@ class Suite:
     def many(self) -> list[Row]:
         """Forty links of 5 Mbit/s with a TCP connection each, in one process."""
         runs = self._ours([constant_trace(SMALL_MBPS)] * MANY, "cubic", {"backend": "userspace"})
-        worst = [
-            max(abs(link.total_error or 0.0) for link in run.links) * PERCENT for run in runs
-        ]
+        worst = [max(abs(link.total_error or 0.0) for link in run.links) * PERCENT for run in runs]
         cpu = [run.cpu for run in runs]
         return [
             Row(f"{MANY} links of 5 Mbit/s: worst total error, %", "≤ 0.5", worst, [], _load(runs)),
@@ -161,8 +161,9 @@ class Suite:
         link: dict[str, object],
         python_loop: bool = False,
         runs: int | None = None,
+        seconds: float | None = None,
     ) -> list[Bench]:
-        seconds = self._seconds if len(traces) == len(self._traces) else self._seconds / 2
+        seconds = seconds or self._seconds
         return [
             bench_links(
                 traces,
@@ -238,14 +239,14 @@ def main() -> None:
     suite = Suite(_traces(arguments.data), arguments.runs, arguments.seconds, problem is None)
     console.print(f"{platform.release()}, {os.cpu_count()} cores, {arguments.runs} runs")
     console.print(f"loop: {best_carrier().name}; Mahimahi: {problem or 'yes'}")
-    table = Table("", "target", "ours", "Mahimahi", "load")
-    for name in track(arguments.only, console=Console(stderr=True), transient=True):
+    for name in arguments.only:
         measure: Callable[[], list[Row]] = getattr(suite, name)
+        table = Table("", "target", "ours", "Mahimahi", "load", box=box.SIMPLE_HEAD)
         for row in measure():
             table.add_row(
                 row.what, row.target, _cell(row.ours), _cell(row.theirs), f"{row.load:.1f}"
             )
-    console.print(table)
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pydantic
 
 from player.trace import Trace
@@ -21,6 +22,7 @@ from testbed.builtin import builtin_video
 from testbed.emulation import emulation_errors, encode_plan
 from testbed.experiment import ConfigError, Plan, Session, parse_experiment
 from testbed.links.backends import Backend
+from testbed.links.fidelity import BITS_PER_BYTE, MAX_PACKETS, PACKET_BYTES
 from testbed.sandbox import run_in_sandbox
 
 ENTRY = "testbed.link_bench_inside:bench_links"
@@ -133,6 +135,8 @@ def bench_links(
         raise ConfigError(f"seconds: {seconds} is not from {MIN_SECONDS} to {MAX_SECONDS}")
     if not 1 <= len(traces) <= MAX_LINKS:
         raise ConfigError(f"{len(traces)} traces; from 1 to {MAX_LINKS} links can be measured")
+    for trace in traces:
+        _check_room(trace, seconds)
     plan = _plan(traces, traffic, link)
     job = encode_plan(plan, plan.sessions, jobs=len(traces))
     job |= {"seconds": seconds, "traffic": traffic, "python_loop": python_loop}
@@ -156,6 +160,20 @@ def bench_links(
         cpu=told["cpu"],
         load=load,
     )
+
+
+def _check_room(trace: Trace, seconds: float) -> None:
+    """Every packet that arrives is noted, in memory of the kernel; there is an end to that.
+
+    Raises:
+        ConfigError: there would be too many of them.
+    """
+    bits = np.diff(trace.bits_until(np.array([0.0, seconds])))[0]
+    if (packets := bits / BITS_PER_BYTE / PACKET_BYTES) > MAX_PACKETS:
+        raise ConfigError(
+            f"seconds: {trace.name} lets {packets:.0f} packets pass in {seconds:g} s, "
+            f"more than the {MAX_PACKETS} that can be noted"
+        )
 
 
 def _plan(traces: Sequence[Trace], traffic: str, link: Mapping[str, Any]) -> Plan:

@@ -43,6 +43,23 @@ def test_a_batch_decides_as_each_alone(netllm: object, asked: list[AbrObservatio
     assert len(set(alone)) > 1
 
 
+def test_kept_keys_and_values_change_no_answer(
+    netllm: object, observe: Callable[[Trace], list[AbrObservation]], varied_trace: Trace
+) -> None:
+    """Half a session, one by one, then all at once, beside the recomputed windows."""
+    full = create("abr", "netllm", {"inference": "full"})
+    lean = create("abr", "netllm", {"inference": "lean", "cache_mib": 2})  # one window
+    assert full.policy.inference == "full"  # type: ignore[attr-defined]
+    assert netllm.policy.inference == lean.policy.inference == "lean"  # type: ignore[attr-defined]
+    session = observe(varied_trace)[1:40]
+    expected = full.policy.logits(session)  # type: ignore[attr-defined]
+    for policy in (netllm.policy, lean.policy):  # type: ignore[attr-defined]
+        alone = np.concatenate([policy.logits([one]).numpy() for one in session])
+        np.testing.assert_allclose(alone, expected.numpy(), atol=1e-4, rtol=0)
+        np.testing.assert_allclose(policy.logits(session).numpy(), expected.numpy(), atol=1e-4)
+        assert policy.decide_many(session) == expected.argmax(1).tolist()
+
+
 def test_the_buffer_of_the_observation_counts(netllm: object, asked: list[AbrObservation]) -> None:
     """With an empty buffer no higher level than with a full one; somewhere a lower one."""
     empty = [dataclasses.replace(one, buffer_s=0.5) for one in asked]
@@ -58,6 +75,8 @@ def test_the_buffer_of_the_observation_counts(netllm: object, asked: list[AbrObs
         ({"checkpoint": "builtin:nothing"}, "unknown checkpoint 'builtin:nothing'"),
         ({"checkpoint": "/no/such/folder"}, "no such folder"),
         ({"threads": -1}, "threads must not be negative"),
+        ({"cache_mib": 0}, "cache_mib must be at least 1"),
+        ({"inference": "magic"}, "inference"),
         ({"device": "abacus"}, "device"),
         ({"policy": None}, "has no option 'policy'"),
     ],

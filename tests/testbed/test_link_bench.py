@@ -28,6 +28,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["rate:fast"], "rate:fast: expected rate: and a number"),
         (["rate:1", "--traffic", "pigeons"], "'pigeons' is not one of udp, cubic"),
         (["rate:1", "--seconds", "1"], "seconds: 1.0 is not from 4.0"),
+        (["rate:1000", "--seconds", "60"], "more than the 1048576 that can be noted"),
         (["rate:1", "--set", "delay"], "delay"),
         (["rate:1", "--set", "speed=3"], "speed"),
         (["rate:1", "--backend", "magic"], "magic"),

@@ -1,0 +1,316 @@
+"""Answers of the adapted model from kept keys and values of past tokens: exact, only faster.
+
+Two facts of the layout (``adapters.tokens``) make it exact. The window of a step starts at a place
+that depends on the step's index alone, so the tokens of the window before stand where they stood;
+and nothing looks at the sizes of a past step, so what is left of the past is plainly causal (see
+``adapters.passes``). What is kept of a window is therefore seven tokens per past step, without
+the sizes:
+
+    step 0: R b B t d c a | step 1: R b B t d c a | … | the step to decide: R b B t d c  +  sizes
+    └─────────────────────── kept, with the state of this step ───────────────────────┘
+
+The sizes are computed at the place where the action will stand, and overwritten by it.
+
+What is kept is found by its content: all that enters its tokens is the key, and keys are compared,
+so no answer can come from another history, and no session needs a name. As the window moves on by a
+block, all of its steps but the present one are computed anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.backbones import Backbone, BackboneError
+from adapters.features import PAST_CHUNKS, StepFeatures, window_features
+from adapters.passes import LeanEncoder, LeanPass, LibraryPass, Pass, Row
+from adapters.tokens import (
+    TOKENS_PER_STEP,
+    Token,
+    attention_allowed,
+    window_start,
+    window_steps,
+    window_tokens,
+)
+from player.observation import AbrObservation, PastChunk
+
+#: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
+#: pass, the other through the library's; ``full`` recomputes the window.
+Inference = Literal["lean", "cached", "full"]
+PASSES: dict[Inference, type[LeanPass | LibraryPass]] = {"lean": LeanPass, "cached": LibraryPass}
+#: Of kept keys and values: windows of 200 sessions with MiniLM, of 50 with GPT-2 small.
+CACHE_BYTES = 256 * 2**20
+#: Tokens of a past step that later ones look at.
+KEPT = TOKENS_PER_STEP - 1
+#: Largest difference to the full pass, over the largest hidden value, that a pass may show.
+EXACT = 1e-4
+#: What a pass fails with on a model that it cannot run, or that the library has changed.
+PASS_FAILURES = (BackboneError, AttributeError, IndexError, RuntimeError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """All that enters the tokens of a window up to the state of one of its steps, as a key.
+
+    Attributes:
+        levels_kbps: the ladder, for the bitrate of the last chunk.
+        steps: steps before that one.
+        chunks_left: at that step, and so at those before.
+        buffer_s: at that step; at those before it is in the history.
+        history: chunks before that step, from as many before the window as a step looks back.
+    """
+
+    levels_kbps: tuple[float, ...]
+    steps: int
+    chunks_left: int
+    buffer_s: float
+    history: tuple[PastChunk, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it stands for."""
+        return KEPT * self.steps + Token.SIZES
+
+
+def prefixes(observation: AbrObservation, block: int) -> Iterator[Prefix]:
+    """Those of the window in which the step is decided, the longest first."""
+    now, history = observation.chunk_index, observation.history
+    start, forgotten = window_start(now, block), now - len(history)
+    seen_from = max(0, start - PAST_CHUNKS - forgotten)
+    for step in range(now, start - 1, -1):
+        past = history[: max(0, step - forgotten)]
+        told_s = past[-1].buffer_s if past else 0.0
+        buffer_s = observation.buffer_s if step == now else told_s
+        left = observation.chunks_left + now - step
+        yield Prefix(observation.levels_kbps, step - start, left, buffer_s, past[seen_from:])
+
+
+class PrefixCache:
+    """Keys and values of windows by their prefix, the least recently used dropped first.
+
+    Who claims an entry owns it: it is out of the cache until it is kept again under its longer
+    prefix. So nobody else sees it while it is written, and an error loses it but spoils nothing.
+    """
+
+    def __init__(self, shape: tuple[int, ...], limit_bytes: int, device: torch.device) -> None:
+        """Makes an empty cache of entries of a shape.
+
+        Raises:
+            ValueError: not one entry fits into the limit.
+        """
+        self._shape, self._device = shape, device
+        self.entry_bytes = int(np.prod(shape)) * torch.float32.itemsize
+        self.limit = limit_bytes // self.entry_bytes
+        if self.limit < 1:
+            raise ValueError(
+                f"a cache of {limit_bytes} bytes holds no window; one takes {self.entry_bytes}"
+            )
+        self._entries: OrderedDict[Prefix, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def claim(self, wanted: Iterable[Prefix], *, claimed: int) -> tuple[Tensor, int]:
+        """Takes out the memory of the first prefix that is there, or empty memory.
+
+        Args:
+            wanted: the longest first.
+            claimed: entries that are out already, fewer than the limit.
+
+        Returns:
+            The memory and the tokens known in it.
+        """
+        for prefix in wanted:
+            memory = self._entries.pop(prefix, None)
+            if memory is not None:
+                return memory, prefix.tokens
+        if len(self._entries) + claimed >= self.limit:
+            return self._entries.popitem(last=False)[1], 0
+        return torch.empty(self._shape, device=self._device), 0
+
+    def keep(self, prefix: Prefix, memory: Tensor) -> None:
+        """Puts memory in (again), as the most recently used."""
+        self._entries[prefix] = memory
+        self._entries.move_to_end(prefix)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """What there is to compute for one observation.
+
+    Attributes:
+        prefix: under which its row is kept afterwards.
+        row: its memory and the tokens to compute.
+        features: ``(S', …)`` of the steps with new tokens.
+        places: their places in the window.
+        picked: where the new tokens are among all tokens of these steps.
+    """
+
+    prefix: Prefix
+    row: Row
+    features: StepFeatures
+    places: range
+    picked: list[int]
+
+
+class CachedInference:
+    """Scores levels as ``AbrPolicy`` does, with a cache of past tokens; for several threads."""
+
+    def __init__(
+        self,
+        *,
+        encoder: LeanEncoder,
+        run: Pass,
+        head: nn.Linear,
+        block: int,
+        limit_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Makes one with an empty cache.
+
+        Raises:
+            ValueError: not one window fits into the limit.
+        """
+        self._encoder, self._run, self._head = encoder, run, head
+        self._block = block
+        self._device = head.weight.device
+        layers, two, heads, width = run.memory_shape
+        shape = (layers, two, heads, KEPT * window_steps(block), width)  # (layers, 2, H, W, d)
+        self.cache = PrefixCache(shape, limit_bytes, self._device)
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def logits(self, observations: Sequence[AbrObservation]) -> Tensor:
+        """Returns ``(B, levels)`` logits of the steps to decide; ladders are checked already."""
+        distinct = list(dict.fromkeys(observations))
+        with self._lock:
+            scored = torch.cat(
+                [
+                    self._part(distinct[first : first + self.cache.limit])
+                    for first in range(0, len(distinct), self.cache.limit)
+                ]
+            )
+        index = {observation: place for place, observation in enumerate(distinct)}
+        return scored[[index[observation] for observation in observations]]
+
+    def _part(self, observations: Sequence[AbrObservation]) -> Tensor:
+        """As many as the cache has room for; ``(B, levels)``."""
+        questions = [self._question(one, claimed) for claimed, one in enumerate(observations)]
+        tokens = self._tokens(questions)  # (N, D)
+        positions = [
+            TOKENS_PER_STEP * one.places.start + picked
+            for one in questions
+            for picked in one.picked
+        ]
+        hidden = self._run(
+            tokens,
+            torch.tensor(positions, device=self._device),  # (N,)
+            [one.row for one in questions],
+        )  # (B, D)
+        for one in questions:
+            self.cache.keep(one.prefix, one.row.memory)
+        scores: Tensor = self._head(hidden)
+        return scores
+
+    def _question(self, observation: AbrObservation, claimed: int) -> _Question:
+        wanted = prefixes(observation, self._block)
+        prefix = next(wanted)
+        memory, known = self.cache.claim([prefix, *wanted], claimed=claimed)
+        first = known // KEPT  # step with the first new token
+        kept = range(known, prefix.tokens)
+        picked = [TOKENS_PER_STEP * (index // KEPT - first) + _token(index) for index in kept]
+        picked.append(TOKENS_PER_STEP * (prefix.steps - first) + Token.SIZES)
+        start = window_start(observation.chunk_index, self._block)
+        return _Question(
+            prefix=prefix,
+            row=Row(memory, known, len(picked)),
+            features=window_features(observation, self._block, first=start + first),
+            places=range(first, prefix.steps + 1),
+            picked=picked,
+        )
+
+    def _tokens(self, questions: Sequence[_Question]) -> Tensor:
+        """``(N, D)`` embeddings of all new tokens, row behind row."""
+        steps = StepFeatures(
+            *(
+                np.concatenate([getattr(one.features, field.name) for one in questions])
+                for field in fields(StepFeatures)
+            )
+        )  # (S, …), the steps of all rows behind each other
+        places = [place for one in questions for place in one.places]  # (S,)
+        tokens = self._encoder(steps, places).flatten(0, 1)  # (8 S, D)
+        picked, offset = [], 0
+        for one in questions:
+            picked += [offset + index for index in one.picked]
+            offset += TOKENS_PER_STEP * len(one.places)
+        return tokens[picked]
+
+
+def _token(index: int) -> Token:
+    """Which token is kept at a place of the memory."""
+    within = index % KEPT
+    return Token.ACTION if within == Token.SIZES else Token(within)
+
+
+@torch.inference_mode()
+def choose_pass(
+    backbone: Backbone, block: int, wanted: Inference | Literal["auto"]
+) -> tuple[Inference, Pass | None]:
+    """The way to run a backbone whose updates are merged.
+
+    A pass is compared with the full one before it is taken, so that an odd variant of a model or
+    another version of the library is found out here.
+
+    Args:
+        backbone: frozen.
+        block: steps per block of the window.
+        wanted: ``auto`` takes the fastest that is exact.
+
+    Returns:
+        The way, and its pass; none for ``full``.
+
+    Raises:
+        BackboneError: this way does not work with this backbone.
+    """
+    if wanted == "full":
+        return "full", None
+    for kind in PASSES if wanted == "auto" else (wanted,):
+        try:
+            return kind, _proven(PASSES[kind](backbone), backbone, block)
+        except PASS_FAILURES as error:
+            if wanted != "auto":
+                message = f"inference {wanted!r} does not work: {error}; use 'auto' or 'full'"
+                raise BackboneError(message) from error
+    return "full", None
+
+
+def _proven(run: Pass, backbone: Backbone, block: int) -> Pass:
+    """Runs a window in two goes, the second on what the first has kept."""
+    device = next(backbone.parameters()).device
+    count = window_tokens(block)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, count, backbone.hidden_size, generator=generator).to(device)
+    allowed = torch.from_numpy(attention_allowed(count)).to(device)
+    full = backbone(tokens, allowed)[0]  # (T, D)
+    layers, two, heads, width = run.memory_shape
+    memory = torch.zeros(layers, two, heads, KEPT * window_steps(block), width, device=device)
+    known = 0
+    for steps in (block, window_steps(block)):
+        last = TOKENS_PER_STEP * (steps - 1) + Token.SIZES
+        total = KEPT * (steps - 1) + Token.SIZES
+        index = [TOKENS_PER_STEP * (one // KEPT) + _token(one) for one in range(known, total)]
+        places = torch.tensor([*index, last], device=device)
+        hidden = run(tokens[0, places], places, [Row(memory, known, len(places))])[0]  # (D,)
+        largest = (hidden - full[last]).abs().max() / full[last].abs().max()
+        if not largest <= EXACT:  # true for NaN
+            raise BackboneError(
+                f"{backbone.name}: {type(run).__name__} differs from the full pass by {largest:.1e}"
+            )
+        known = total
+    return run
