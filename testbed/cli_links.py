@@ -30,6 +30,7 @@ LOAD_COLUMNS = (
     ("NMAE 1 s", "nmae_1s"),
     ("0.1 s", "nmae_100ms"),
     ("total %", "total_error"),
+    ("queue", "queue_packets"),
     ("full", "queue_drops"),
     ("lost", "losses"),
     ("AQM", "aqm_drops"),
@@ -126,6 +127,8 @@ def _settings(assignments: list[str]) -> dict[str, Any]:
         *path, last = key.split(".")
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {assignment}: {part} is a value, not a table")
         inner[last] = value
     return table
 

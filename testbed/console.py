@@ -19,8 +19,8 @@ from testbed.experiment import ConfigError, Session
 #: Above this wire error a link has missed its trace by more than packets explain.
 BUSY_NMAE = 0.01
 
-printed = Console(markup=False)
-errors = Console(stderr=True)
+printed = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

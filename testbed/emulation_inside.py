@@ -26,6 +26,7 @@ from testbed.emulated_session import death_notices, play_session, session_networ
 from testbed.emulation import decode_plan
 from testbed.experiment import Experiment, Plan, Session, group_sessions
 from testbed.links.engine import EngineHandle, engine_process
+from testbed.links.htb import ShapingError
 from testbed.namespaces import Child, fork_into
 from testbed.sandbox import Send
 
@@ -35,6 +36,7 @@ Arms = dict[tuple[str, str], registry.Controller]
 MAX_CONTROL_BYTES = 256
 #: Networks that are being set up at the same time; more would disturb the sessions that play.
 SETTING_UP = 2
+ENGINE_CHECK_MS = 500
 
 
 class ControllerStartError(RuntimeError):
@@ -94,7 +96,7 @@ class _Sessions:
             jobs: players at once; a session with more of them is played alone.
 
         Raises:
-            ShapingError: the engine died.
+            ShapingError: the engine died or stands still.
         """
         pending = deque(group_sessions(self._plan.sessions))
         while pending or self._running:
@@ -104,11 +106,18 @@ class _Sessions:
             self._setting_up = [one for one in self._setting_up if not _readable(one.is_up)]
             for ended in [one for one in self._running if not one.child.is_running]:
                 self._end(ended)
-            if self._engine is not None and _readable(self._engine):
-                while self._running:  # each finds out by itself, and writes down what it has
-                    self._running[0].child.wait()
-                    self._end(self._running[0])
-                self._engine.check_alive()
+            if self._engine is not None:
+                self._check(self._engine)
+
+    def _check(self, engine: EngineHandle) -> None:
+        """Ends the run if the engine does not work any more."""
+        try:
+            engine.check_alive()
+        except ShapingError as error:
+            while self._running:  # each finds out by itself, and writes down what it has
+                self._running[0].child.wait()
+                self._end(self._running[0])
+            raise ShapingError(f"{error}; what had ended is kept, go on with --resume") from error
 
     def _has_room(self, players: int, jobs: int) -> bool:
         if not self._running:
@@ -151,10 +160,10 @@ class _Sessions:
             poll.register(one.is_up, select.POLLIN)
         if self._engine is not None:
             poll.register(self._engine, select.POLLIN)
-        poll.poll()
+        poll.poll(ENGINE_CHECK_MS if self._engine is not None else None)
 
 
-def _readable(end: socket.socket | EngineHandle) -> bool:
+def _readable(end: socket.socket) -> bool:
     return bool(select.select([end], [], [], 0)[0])
 
 

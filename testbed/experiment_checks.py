@@ -19,8 +19,14 @@ RUNNABLE_TASKS = ("abr",)
 MAX_DECISION_TIMEOUT_S = 3600.0  # the longest deadline that the controller service takes
 #: Behind one bottleneck; each is a host of its own, and the engine takes a session's TAPs at once.
 MAX_PLAYERS = 100
+MIN_RATE_MBPS, MAX_RATE_MBPS = 0.001, 100_000.0  # of a constant way up
 #: Keys of ``[link]`` that simulated runs pass over, so that the same file can be run both ways.
 _UNUSED_BY_MODELS = ("queue_packets",)
+#: Keys of ``[link.up]`` that mean nothing where the way up has no capacity.
+_OF_A_BOTTLENECK = (
+    *("queue", "queue_packets", "queue_bytes", "ecn", "target_ms", "interval_ms"),
+    *("replay", "at_end"),
+)
 
 
 def check_values(experiment: Experiment) -> None:
@@ -103,12 +109,20 @@ def _check_link(link: LinkConfig) -> None:
             up.traces is None or up.rate_mbps is None,
             "link.up.rate_mbps: stands in the place of link.up.traces; give one of the two",
         )
-        _require(up.rate_mbps is None or up.rate_mbps > 0, "link.up.rate_mbps: must be positive")
+        _require(
+            up.rate_mbps is None or MIN_RATE_MBPS <= up.rate_mbps <= MAX_RATE_MBPS,
+            f"link.up.rate_mbps: must be {MIN_RATE_MBPS:g} to {MAX_RATE_MBPS:g}",
+        )
+        _require(
+            up.rate_mbps is None or up.replay == "rate",
+            "link.up.replay: opportunities are those of link.up.traces, not of a constant rate",
+        )
     if up is not None and up_trace is None:
-        for name in ("queue", "queue_packets", "queue_bytes", "ecn", "target_ms", "interval_ms"):
+        for name in _OF_A_BOTTLENECK:
             _require(
                 name not in _changed_keys(up),
-                f"link.up.{name}: there is no queue without link.up.traces or link.up.rate_mbps",
+                f"link.up.{name}: there is no bottleneck without link.up.traces or "
+                "link.up.rate_mbps",
             )
     for number, change in enumerate(link.changes):
         where = f"link.changes.{number}"

@@ -50,6 +50,7 @@ class LinkBench:
         losses: packets that the loss process took.
         aqm_drops: packets that the active queue management dropped.
         marks: packets that it marked.
+        queue_packets: longest queue that was seen.
         delay_p50_ms: median of the one-way delay towards the client, queueing included.
         delay_p99_ms: 99 % of it.
         late_ms: longest delay with which a packet was delivered, or the kernel took a change.
@@ -67,6 +68,7 @@ class LinkBench:
     losses: int = 0
     aqm_drops: int = 0
     marks: int = 0
+    queue_packets: int = 0
     delay_p50_ms: float | None = None
     delay_p99_ms: float | None = None
     late_ms: float = 0.0

@@ -169,6 +169,7 @@ def _with_log(bench: LinkBench, measurement: LinkMeasurement) -> LinkBench:
         losses=sum(second.losses for second in down),
         aqm_drops=sum(second.aqm_drops for second in down),
         marks=sum(second.marks for second in down),
+        queue_packets=max((second.backlog_packets for second in down), default=0),
         delay_p50_ms=measurement.record.delay_p50_ms,
         delay_p99_ms=measurement.record.delay_p99_ms,
         late_ms=max((second.late_s for second in down), default=0.0) * MS_PER_S,

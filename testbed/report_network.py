@@ -110,6 +110,7 @@ def _captures(run: Results) -> Table:
                 (
                     arm,
                     str(len(records)),
+                    significant(_median(connection.throughput_kbps for connection in media)),
                     significant(_median(connection.rtt_p50_ms for connection in media)),
                     significant(_median(connection.rtt_p99_ms for connection in media)),
                     fixed(_retransmitted(media), 2),
@@ -122,12 +123,13 @@ def _captures(run: Results) -> Table:
     return Table(
         "On the wire, captured at the players",
         (
-            *("arm", "captures", "RTT ms p50", "p99", "retransmitted per 1000"),
+            *("arm", "captures", "kbit/s", "RTT ms p50", "p99", "retransmitted per 1000"),
             *("decision ms p50", "p99", "unanswered", "not captured"),
         ),
         tuple(rows),
-        "Round-trip times and retransmissions of the connections to the media server (median over "
-        "them); decision: from the first packet of a question to the last one of its answer.",
+        "Throughput (pauses included), round-trip times and retransmissions of the connections to "
+        "the media server, medians over them; decision: from the first packet of a question to the "
+        "last one of its answer. sessions.jsonl has every connection.",
     )
 
 

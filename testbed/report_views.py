@@ -99,14 +99,25 @@ def run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
         table=_arm_table(summary, colours),
         figures=_figures(run, summary, estimates, colours),
         link_figures=_link_figures(run, colours),
-        link_facts=(
-            f"Wire error (NMAE in bins of 1 s) per session: median "
-            f"{fixed(scaled(errors['median'], PERCENT), 2)} %, worst "
-            f"{fixed(scaled(errors['max'], PERCENT), 2)} %."
-        ),
+        link_facts=_link_facts(run, errors["median"], errors["max"]),
         tables=network_tables(run, summary),
         failed=run.failed,
         documents=_documents(run),
+    )
+
+
+def _link_facts(run: Results, median: float | None, worst: float | None) -> str:
+    """How exact the links were; empty when none was measured."""
+    if median is not None:
+        return (
+            f"Wire error (NMAE in bins of 1 s) per session: median "
+            f"{fixed(scaled(median, PERCENT), 2)} %, worst {fixed(scaled(worst, PERCENT), 2)} %."
+        )
+    if not run.link_seconds:
+        return ""
+    return (
+        "The queue was seen empty in every second, so less than the trace allowed may be for want "
+        "of packets: the wire error cannot be told."
     )
 
 

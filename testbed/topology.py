@@ -66,7 +66,8 @@ FIRST_CLIENT = 2
 MAX_CLIENTS = 250
 BOTTLENECK = "s1-eth2"  # the port of s1 that leads to the clients
 BEHIND_BOTTLENECK = "s3-eth1"  # with several clients: its other end
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0  # and two round trips
+MS_PER_S = 1000.0
 PROGRAMS = {
     "mnexec": "mininet",
     "brctl": "bridge-utils",
@@ -349,11 +350,7 @@ class SessionNetwork:
             in_network_of(host.pid, disable_checksum_offload, interface)
 
     def _verify(self) -> None:
-        """Connects from every client to its hosts and looks at the congestion control in use.
-
-        Raises:
-            TopologyError: a host cannot be reached or uses another congestion control.
-        """
+        """Connects from every client to its hosts; raises TopologyError where that fails."""
         for client in self.clients:
             self._verify_way(client, "client", self.server, "server")
             self._verify_way(client, "client", self.controller, "controller")
@@ -364,16 +361,21 @@ class SessionNetwork:
     def _verify_way(
         self, client: NetworkHost, client_kind: str, host: NetworkHost, host_kind: str
     ) -> None:
-        with (
-            socket_in(host.pid, host.address, 0) as listener,
-            in_network_of(
-                client.pid,
-                socket.create_connection,
-                listener.getsockname(),
-                timeout=CONNECT_TIMEOUT_S,
-            ) as near,
-            listener.accept()[0] as far,
-        ):
+        with contextlib.ExitStack() as ends:
+            listener = ends.enter_context(socket_in(host.pid, host.address, 0))
+            delays_ms = (spec.delay_ms + spec.jitter_ms for _, spec in self._link.directions)
+            round_trip_s = (sum(delays_ms) + 2 * self._controller_delay_ms) / MS_PER_S
+            timeout_s = CONNECT_TIMEOUT_S + 2 * round_trip_s
+            listener.settimeout(timeout_s)  # the engine may die in between
+            way = (listener.getsockname(), timeout_s)
+            try:
+                near = in_network_of(client.pid, socket.create_connection, *way)
+                ends.enter_context(near)
+                far = ends.enter_context(listener.accept()[0])
+            except TimeoutError as error:
+                raise TopologyError(
+                    f"{client.address} got no connection to {host.address} within {timeout_s:g} s"
+                ) from error
             for end, kind in ((near, client_kind), (far, host_kind)):
                 asked, found = self._tcp[kind].congestion, congestion_of(end)
                 if found != asked:

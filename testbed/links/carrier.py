@@ -139,6 +139,7 @@ class PythonCarrier:
     def remove(self, pipe: int) -> None:
         """See :class:`Carrier`."""
         self._silence(pipe)
+        self._broken = [(number, why) for number, why in self._broken if number != pipe]
         del self._pipes[pipe]
 
     def watch(self, descriptor: int) -> None:

@@ -271,7 +271,8 @@ def _arrays(arrays: TraceArrays) -> tuple[_Arrays, list[array[float]]]:
 
 
 def _doubles(values: Sequence[float]) -> array[float]:
-    return array("d", values)
+    # Number by number, a long trace would hold up the links of all other sessions.
+    return array("d", values.tobytes() if isinstance(values, memoryview) else values)
 
 
 def _row(row: _Row) -> PipeRow:

@@ -18,6 +18,7 @@ import gc
 import json
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -34,11 +35,13 @@ from testbed.links.carrier import Carrier
 from testbed.links.compiled import best_carrier
 from testbed.links.htb import ShapingError
 from testbed.links.pipe import PipeSettings, TraceArrays
+from testbed.links.process import ANSWER_TIMEOUT_S
 from testbed.links.replay import REAL_TIME_PRIORITY
 from testbed.links.spec import DIRECTIONS, Direction, LinkChange
 from testbed.namespaces import Child, fork_into, set_timer_slack_ns
 
 BEAT_S = 0.25
+STALLED_S = 1.2  # since the last sign of life that was seen
 BEAT = struct.Struct("=d")
 MAX_DESCRIPTORS = 250  # that go over a socket at once: SCM_MAX_FD is 253
 MAX_LINE_BYTES = 1 << 16
@@ -75,6 +78,8 @@ class EngineHandle:
         self._child = child
         self._control = control
         self._beat = beat
+        self._last_beat = b""
+        self._beat_seen_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -86,18 +91,18 @@ class EngineHandle:
         return self._child.fileno()
 
     def check_alive(self) -> None:
-        """Looks whether the engine lives.
+        """Looks whether the engine lives; to be called about twice a second.
 
         Raises:
-            ShapingError: it died.
+            ShapingError: it died, or has not given a sign of life for ``STALLED_S``.
         """
         if select.select([self], [], [], 0)[0]:
             raise ShapingError("the engine of the user-space links died")
-
-    @property
-    def beat(self) -> bytes:
-        """Something that changes every ``BEAT_S`` while the engine works."""
-        return self._beat[: BEAT.size]
+        now_s, beat = time.monotonic(), self._beat[: BEAT.size]
+        if beat != self._last_beat:
+            self._last_beat, self._beat_seen_s = beat, now_s
+        elif now_s - self._beat_seen_s >= STALLED_S:
+            raise ShapingError("the engine of the user-space links stands still")
 
     def attach(
         self,
@@ -109,7 +114,7 @@ class EngineHandle:
         """Hands a link over; the caller keeps its own copies of all descriptors.
 
         Raises:
-            ShapingError: the engine died, or there are too many descriptors.
+            ShapingError: the engine died or hangs, or there are too many descriptors.
         """
         if len(descriptors) > MAX_DESCRIPTORS:
             raise ShapingError(
@@ -119,6 +124,8 @@ class EngineHandle:
         blueprint = _write_blueprint(orders, changes)
         try:
             socket.send_fds(self._control, [b"link"], [channel.fileno(), blueprint, *descriptors])
+        except TimeoutError as error:
+            raise ShapingError("the engine of the user-space links hangs") from error
         except OSError as error:
             raise ShapingError(f"the engine of the user-space links died: {error}") from error
         finally:
@@ -132,6 +139,7 @@ def engine_process() -> Iterator[EngineHandle]:
     Processes that are forked inside the context can use the handle too.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(ANSWER_TIMEOUT_S)
     beat = mmap.mmap(-1, mmap.PAGESIZE)
     with ours:
         with theirs:
@@ -145,6 +153,9 @@ def link_engine(control: socket.socket, parents_end: socket.socket, beat: mmap.m
     """Body of the process."""
     parents_end.close()  # or the end of the sandbox could not be seen
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # it holds those of all sessions
+    with contextlib.suppress(ValueError):  # more than this kernel lets anyone have
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     carrier = best_carrier()
     gc.disable()
     gc.freeze()
@@ -216,9 +227,13 @@ class Engine:
 
     def _attach(self) -> bool:
         """Takes a link over; False when there will not be any more."""
-        data, descriptors, _, _ = socket.recv_fds(self._control, 16, MAX_DESCRIPTORS + 2)
+        data, descriptors, flags, _ = socket.recv_fds(self._control, 16, MAX_DESCRIPTORS + 2)
         if not data:
             return False
+        if flags & socket.MSG_CTRUNC:  # no more descriptors: this session fails, not the others
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return True
         channel_fd, blueprint, *own = descriptors
         channel = socket.socket(fileno=channel_fd)
         channel.setblocking(False)

@@ -24,6 +24,7 @@ DIRECTIONS: tuple[Direction, ...] = ("down", "up")
 FOREVER_S = 1e9  # longer than any run; traces that must not start over are stretched to this
 MAX_DELAY_MS = 10_000.0
 MAX_QUEUE_PACKETS = 100_000
+MIN_PIE_INTERVAL_MS = 1.0  # the updates of a long pause are made up for when it ends
 
 
 def _require(condition: bool, name: str, value: object, what: str) -> None:
@@ -94,6 +95,11 @@ class QueueSpec:
             if value is not None:
                 _require(0.0 < value <= MAX_DELAY_MS, name, value, "above 0")
                 _require(self.kind != "droptail", name, value, "absent with the queue droptail")
+        if self.kind == "pie" and self.interval_ms is not None:
+            _require(
+                self.interval_ms >= MIN_PIE_INTERVAL_MS,
+                *("interval_ms", self.interval_ms, f"at least {MIN_PIE_INTERVAL_MS} with pie"),
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +162,7 @@ class DirectionSpec:
     @property
     def capacity(self) -> Trace | None:
         """The trace as a link replays it, with what comes behind its end."""
-        if self.trace is None or self.at_end == "loop":
+        if self.trace is None or self.at_end == "loop" or self.trace.duration_s >= FOREVER_S:
             return self.trace
         last = float(self.trace.rates_mbps[-1]) if self.at_end == "hold" else 0.0
         return Trace(
@@ -219,6 +225,10 @@ class LinkSpec:
     up: DirectionSpec = DirectionSpec()
     backend: str = "auto"
     changes: tuple[LinkChange, ...] = ()
+
+    def __post_init__(self) -> None:
+        times_s = [change.at_s for change in self.changes]
+        _require(times_s == sorted(times_s), "changes at_s", times_s, "in the order of time")
 
     @property
     def directions(self) -> tuple[tuple[Direction, DirectionSpec], ...]:

@@ -125,7 +125,9 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str) -> None:
         ("[[arms]]", "[link.up]\nrate = 1\n[[arms]]", r"'link.up.rate'; .*rate_mbps"),
         ("[[arms]]", "[link.up]\ndelay_ms = -1\n[[arms]]", "link.up.delay_ms -1"),
         ("[[arms]]", '[link.up]\nrate_mbps = 1\ntraces = "x"\n[[arms]]', "one of the two"),
-        ("[[arms]]", '[link.up]\nqueue = "pie"\n[[arms]]', "link.up.queue: there is no queue"),
+        ("[[arms]]", '[link.up]\nqueue = "pie"\n[[arms]]', "link.up.queue: there is no bottle"),
+        ("[[arms]]", '[link.up]\nat_end = "stop"\n[[arms]]', "link.up.at_end: there is no bottle"),
+        ("[[arms]]", "[link.up]\nrate_mbps = 1e12\n[[arms]]", "link.up.rate_mbps: must be 0.001"),
         ("[[arms]]", "[[link.changes]]\nat_s = 3\n[[arms]]", "link.changes.0: changes nothing"),
         (
             "[[arms]]",

@@ -31,6 +31,10 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["rate:1000", "--seconds", "60"], "more than the 1048576 that can be noted"),
         (["rate:1", "--set", "delay"], "delay"),
         (["rate:1", "--set", "speed=3"], "speed"),
+        (
+            ["rate:1", "--set", "delay_ms=1", "--set", "delay_ms.x=1"],
+            "delay_ms is a value, not a table",
+        ),
         (["rate:1", "--backend", "magic"], "magic"),
         (["builtin:nothing"], "nothing"),
         (["rate:1", "--count", "0"], "--count"),

@@ -199,6 +199,17 @@ def test_it_says_what_was_run_and_who_won(tmp_path: Path) -> None:
         assert text in page
 
 
+def test_a_link_that_was_never_busy_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "emulated")
+    for name, changes in (("sessions", ("0.004", "null")), ("link", ("true", "false"))):
+        path = tmp_path / "run" / f"{name}.jsonl"
+        path.write_text(path.read_text().replace(*changes))
+    page = build_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    checked(page)
+    assert "the wire error cannot be told" in page
+    assert "Wire error per session" not in page
+
+
 def test_simulated_runs_have_no_link_section(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     page = build_report([tmp_path / "run"]).read_text(encoding="utf-8")
@@ -295,11 +306,16 @@ def test_a_time_line_shows_what_the_link_did() -> None:
     assert drawing.count('class="drop-queue"') == 1
     assert drawing.count('class="drop-loss"') == 4
     assert "3 dropped, queue full" in drawing
+    assert 'class="queue"' not in drawing
     assert drawing.count('class="delay"') == drawing.count('class="delay-tail"') == 1
     assert drawing.count('class="delivered"') == 2
     without = drawn([dataclasses.replace(one, asked_bits=0.0) for one in up] + down)
     assert without.count('class="delivered"') == 1
     assert 'class="delay"' not in drawn([link_second(number) for number in range(4)])
+    full = drawn([dataclasses.replace(one, backlog_packets=7, drops=2) for one in [*down, *up]])
+    assert full.count('class="queue"') == 2
+    for label in ("queue", "up queue", "up drops"):
+        assert f">{label}<" in full
 
 
 def test_seconds_are_drawn_where_they_really_began_and_ended() -> None:
@@ -323,7 +339,7 @@ def test_what_is_around_the_players_has_tables(tmp_path: Path) -> None:
     checked(page)
     for words in (
         *("Arms behind the same bottleneck", "Packets towards the players", "12.5", "80.0"),
-        *("On the wire, captured at the players", "25.00", "Background traffic", "0.750"),
+        *("On the wire, captured at the players", "25.00", ">240<", "Background traffic", "0.750"),
     ):
         assert words in page, words
 

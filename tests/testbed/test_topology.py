@@ -7,7 +7,9 @@ import emulation_entries as entries
 import pytest
 from mininet.log import info, warn
 
-from testbed.topology import silence_mininet
+from testbed import topology
+from testbed.links.spec import DirectionSpec, LinkSpec
+from testbed.topology import NetworkHost, SessionNetwork, TopologyError, silence_mininet
 
 JOB = {"times_s": [0, 1], "rates_mbps": [5, 5]}
 
@@ -111,3 +113,21 @@ def test_mininet_speaks_through_logging(
         warn("careful\n")
     assert "careful" in caplog.text
     assert capsys.readouterr().err == ""
+
+
+def test_a_connection_that_one_end_alone_has_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def half_open(*_: object) -> socket.socket:
+        return socket.socket()
+
+    def listening(*_: object) -> socket.socket:
+        return socket.create_server(("127.0.0.1", 0))
+
+    monkeypatch.setattr(topology, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(topology, "in_network_of", half_open)
+    monkeypatch.setattr(topology, "socket_in", listening)
+    network = SessionNetwork(LinkSpec(down=DirectionSpec()))
+    near, far = NetworkHost(1, "10.0.0.2"), NetworkHost(1, "10.0.0.1")
+    with pytest.raises(TopologyError, match=r"10\.0\.0\.2 got no connection to 10\.0\.0\.1"):
+        network._verify_way(near, "client", far, "server")

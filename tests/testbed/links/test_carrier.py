@@ -138,6 +138,14 @@ def test_a_pipe_that_fails_does_not_stop_the_others(carrier: Carrier, wire: Wire
     other.close()
 
 
+def test_a_failure_is_not_told_of_a_pipe_that_was_removed(carrier: Carrier, wire: Wire) -> None:
+    pipe = carrier.add(wire.source.fileno(), wire.sink.fileno(), PipeSettings(), TraceArrays())
+    wire.near.close()
+    carrier.run(time.monotonic() + DEADLINE_S)
+    carrier.remove(pipe)
+    assert carrier.take_broken() == []
+
+
 def test_a_removed_pipe_lets_go_of_its_descriptors(carrier: Carrier, wire: Wire) -> None:
     arguments = wire.source.fileno(), wire.sink.fileno(), PipeSettings(delay_s=0.01), TraceArrays()
     first = carrier.add(*arguments)

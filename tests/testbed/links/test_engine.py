@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -160,7 +161,7 @@ def test_an_interface_that_fails_fails_its_link_only(engine: EngineHandle) -> No
         far.close()
         near.send(packet(1))
         with pytest.raises(ShapingError, match="cannot"):
-            link.start()
+            check_until(link, time.monotonic() + PATIENCE_S)
         other.start()
         other_near.send(packet(2))
         assert arrivals(other_far, 1)[0] == [2]
@@ -207,3 +208,30 @@ def test_too_many_interfaces_are_refused(engine: EngineHandle) -> None:
         UserspaceLink(
             LinkSpec(down=DirectionSpec()), engine=engine, media=pairs[0], controls=pairs[1:]
         )
+
+
+def test_an_engine_without_descriptors_fails_the_link_that_needs_them(
+    engine: EngineHandle,
+) -> None:
+    spec = LinkSpec(down=DirectionSpec())
+    with link_between(engine, spec) as (first, near, far):
+        first.start()
+        _, most = resource.prlimit(engine.pid, resource.RLIMIT_NOFILE)
+        limits = (len(os.listdir(f"/proc/{engine.pid}/fd")) + 2, most)
+        assert resource.prlimit(engine.pid, resource.RLIMIT_NOFILE, limits) == (most, most)
+        with (
+            link_between(engine, spec) as (second, _, _),
+            pytest.raises(ShapingError, match="died"),
+        ):
+            second.start()
+        near.send(packet(1))
+        assert arrivals(far, 1)[0] == [1]
+
+
+def test_a_closed_link_ends_whoever_else_holds_its_channel(engine: EngineHandle) -> None:
+    with link_between(engine, LinkSpec(down=DirectionSpec())) as (link, near, _):
+        link.start()
+        kept = os.dup(link._channel.fileno())
+        link.close()
+        assert near.recv(1) == b""
+        os.close(kept)
