@@ -33,6 +33,7 @@ import numpy as np
 from player.trace import BITS_PER_MEGABIT, FloatArray
 from testbed.links.carrier import Carrier
 from testbed.links.compiled import best_carrier
+from testbed.links.heartbeat import BEAT_S, Heartbeat
 from testbed.links.htb import ShapingError
 from testbed.links.pipe import PipeSettings, TraceArrays
 from testbed.links.process import ANSWER_TIMEOUT_S
@@ -40,9 +41,6 @@ from testbed.links.replay import REAL_TIME_PRIORITY
 from testbed.links.spec import DIRECTIONS, Direction, LinkChange
 from testbed.namespaces import Child, fork_into, set_timer_slack_ns
 
-BEAT_S = 0.25
-STALLED_S = 1.2  # since the last sign of life that was seen
-BEAT = struct.Struct("=d")
 MAX_DESCRIPTORS = 250  # that go over a socket at once: SCM_MAX_FD is 253
 MAX_LINE_BYTES = 1 << 16
 CHANNEL_BUFFER_BYTES = 1 << 20  # rows wait here until the session reads them
@@ -74,12 +72,10 @@ class PipeOrder:
 class EngineHandle:
     """How the other processes of the sandbox, forked later, reach the engine."""
 
-    def __init__(self, child: Child, control: socket.socket, beat: mmap.mmap) -> None:
+    def __init__(self, child: Child, control: socket.socket, heart: Heartbeat) -> None:
         self._child = child
         self._control = control
-        self._beat = beat
-        self._last_beat = b""
-        self._beat_seen_s = 0.0
+        self._heart = heart
 
     @property
     def pid(self) -> int:
@@ -94,15 +90,11 @@ class EngineHandle:
         """Looks whether the engine lives; to be called about twice a second.
 
         Raises:
-            ShapingError: it died, or has not given a sign of life for ``STALLED_S``.
+            ShapingError: it died or stands still.
         """
         if select.select([self], [], [], 0)[0]:
             raise ShapingError("the engine of the user-space links died")
-        now_s, beat = time.monotonic(), self._beat[: BEAT.size]
-        if beat != self._last_beat:
-            self._last_beat, self._beat_seen_s = beat, now_s
-        elif now_s - self._beat_seen_s >= STALLED_S:
-            raise ShapingError("the engine of the user-space links stands still")
+        self._heart.check()
 
     def attach(
         self,
@@ -140,16 +132,16 @@ def engine_process() -> Iterator[EngineHandle]:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(ANSWER_TIMEOUT_S)
-    beat = mmap.mmap(-1, mmap.PAGESIZE)
+    heart = Heartbeat("the engine of the user-space links")
     with ours:
         with theirs:
-            child = fork_into(None, link_engine, theirs, ours, beat)
+            child = fork_into(None, link_engine, theirs, ours, heart)
         with child:
-            yield EngineHandle(child, ours, beat)
-    beat.close()
+            yield EngineHandle(child, ours, heart)
+    heart.close()
 
 
-def link_engine(control: socket.socket, parents_end: socket.socket, beat: mmap.mmap) -> None:
+def link_engine(control: socket.socket, parents_end: socket.socket, heart: Heartbeat) -> None:
     """Body of the process."""
     parents_end.close()  # or the end of the sandbox could not be seen
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -162,7 +154,7 @@ def link_engine(control: socket.socket, parents_end: socket.socket, beat: mmap.m
     set_timer_slack_ns(1)
     with contextlib.suppress(PermissionError):  # only root outside of user namespaces
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(REAL_TIME_PRIORITY))
-    Engine(carrier, control, beat).run()
+    Engine(carrier, control, heart).run()
 
 
 @dataclass
@@ -198,10 +190,10 @@ class _Link:
 class Engine:
     """Carries packets until nobody holds the other end of its control socket."""
 
-    def __init__(self, carrier: Carrier, control: socket.socket, beat: mmap.mmap) -> None:
+    def __init__(self, carrier: Carrier, control: socket.socket, heart: Heartbeat) -> None:
         self._carrier = carrier
         self._control = control
-        self._beat = beat
+        self._heart = heart
         self._links: dict[int, _Link] = {}  # by the descriptor of the channel
         self._owners: dict[int, _Link] = {}  # by the number of the pipe
 
@@ -211,7 +203,7 @@ class Engine:
         carrier.watch(control)
         while True:
             now_s = time.monotonic()
-            BEAT.pack_into(self._beat, 0, now_s)
+            self._heart.beat(now_s)
             for descriptor in carrier.run(min(now_s + BEAT_S, self._next_change_s())):
                 if descriptor != control:
                     self._hear(self._links[descriptor])

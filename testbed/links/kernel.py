@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from player.trace import BITS_PER_MEGABIT, Trace
+from testbed.links.heartbeat import Heartbeat
 from testbed.links.htb import (
     BITS_PER_BYTE,
     MAX_BYTES_PER_S,
@@ -61,7 +62,8 @@ class KernelLink(LinkProcess):
         changes = [dataclasses.replace(change, rate_mbps=None) for change in link.changes]
         with contextlib.ExitStack() as only_for_the_process:
             replays = [_replay(place, link.changes, only_for_the_process) for place in places]
-            super().__init__(replay_process, LinkReplay(replays, changes))
+            heart = Heartbeat("the process that replays the trace")
+            super().__init__(replay_process, LinkReplay(replays, changes, heart), heart)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from testbed.links.heartbeat import Heartbeat
 from testbed.links.htb import ShapingError
 from testbed.links.measurement import LinkMeasurement, LinkSecond, measure
 from testbed.links.spec import LinkChange
@@ -99,13 +100,21 @@ class LinkProcess:
 
     backend: str
 
-    def __init__(self, body: Callable[[Any, socket.socket, socket.socket], None], job: Any) -> None:
+    def __init__(
+        self,
+        body: Callable[[Any, socket.socket, socket.socket], None],
+        job: Any,
+        heart: Heartbeat,
+    ) -> None:
         """Starts the process in this network namespace.
 
         Args:
             body: takes the job, its end of a socket and this end, which it closes.
             job: handed over.
+            heart: beats from the start of the replay on.
         """
+        self._heart = heart
+        self._has_begun = False
         self._control, theirs = socket.socketpair()
         self._control.settimeout(ANSWER_TIMEOUT_S)
         with theirs:
@@ -115,17 +124,20 @@ class LinkProcess:
         """Starts the replay; returns its ``time.monotonic()``."""
         self._send({"start": True})
         began: float = self._receive()["began_s"]
+        self._has_begun = True
         return began
 
     def check_alive(self) -> None:
         """Looks after the process while nothing is asked of it.
 
         Raises:
-            ShapingError: it died.
+            ShapingError: it died or stands still.
         """
         if not self._child.is_running:
             self._receive()  # its last words, if it had any
             raise ShapingError("the process that replays the trace ended")
+        if self._has_begun:
+            self._heart.check()
 
     def change(self, change: LinkChange) -> None:
         """See :class:`RunningLink`."""
@@ -171,3 +183,4 @@ class LinkProcess:
         """Ends the process, whatever it does."""
         self._control.close()
         self._child.kill()
+        self._heart.close()

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from player.trace import Trace
+from testbed.links.heartbeat import BEAT_S, Heartbeat
 from testbed.links.htb import (
     BITS_PER_BYTE,
     PACKET_BYTES,
@@ -363,13 +364,17 @@ class Replay:
 class LinkReplay:
     """Both directions of a link, and what changes on the way."""
 
-    def __init__(self, replays: Sequence[Replay], changes: Sequence[LinkChange]) -> None:
+    def __init__(
+        self, replays: Sequence[Replay], changes: Sequence[LinkChange], heart: Heartbeat
+    ) -> None:
         """Notes what to do.
 
         Args:
             replays: the directions.
             changes: what to change at its time, besides what the traces have.
+            heart: beats while it works.
         """
+        self._heart = heart
         self._replays = replays
         self._planned = deque(sorted(changes, key=lambda change: change.at_s))
         self._incomplete = b""
@@ -390,9 +395,10 @@ class LinkReplay:
         yield {"began_s": began_s}
         while not self._is_over:
             now_s = time.monotonic()
+            self._heart.beat(now_s)
             for replay in self._replays:
                 replay.advance(now_s)
-            next_s = min(replay.next_s for replay in self._replays)
+            next_s = min(now_s + BEAT_S, *(replay.next_s for replay in self._replays))
             if self._planned:
                 next_s = min(next_s, self._advance_plan(began_s, now_s))
             if select.select([control], [], [], max(next_s - time.monotonic(), 0.0))[0]:

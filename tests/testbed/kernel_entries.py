@@ -34,6 +34,8 @@ from testbed.sandbox import Send, run_in_sandbox
 PROBES = {"netem": ("delay", "1ms")}  # options without which a queueing discipline is refused
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 SETTLE_S = 0.1
+SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
+RECEIVE_BUFFER_BYTES = 1 << 22
 PATIENCE_S = 0.6
 
 
@@ -217,6 +219,8 @@ def _round_trip(near: socket.socket, data: bytes) -> float:
 
 def _datagrams(host: Child, address: str) -> socket.socket:
     end = in_network_of(host.pid, socket.socket, type=socket.SOCK_DGRAM)
+    with contextlib.suppress(PermissionError):  # in a user namespace; else room for all that waits
+        end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
     end.bind((address, PORT))
     return end
 

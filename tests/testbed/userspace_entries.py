@@ -39,7 +39,7 @@ from testbed.namespaces import bring_up, fork_into, in_network_of, socket_in
 from testbed.sandbox import Send
 from testbed.topology import SessionNetwork
 
-ENGINE = "link_engine"
+MAKERS = ("link_engine", "replay_process")
 PATIENCE_S = 10.0
 
 
@@ -105,13 +105,13 @@ def _strike_out(missing: set[int], sink: socket.socket) -> None:
 
 
 def lose_engine(job: dict[str, Any], send: Send) -> None:
-    """The engine gets a signal in mid-session; how the session learns of it, and when."""
+    """What makes the link gets a signal in mid-session; how the session learns of it, and when."""
     with build(job) as network:
         network.start_replay()
         (engine,) = [
             int(entry.name)
             for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == ENGINE
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() in MAKERS
         ]
         began = time.monotonic()
         os.kill(engine, signal.Signals(job["signal"]))

@@ -13,6 +13,7 @@ import pytest
 
 from player.trace import Trace
 from testbed.links import replay
+from testbed.links.heartbeat import Heartbeat
 from testbed.links.htb import ClassState
 from testbed.links.queues import QueueCounts
 from testbed.links.replay import PAYBACK_S, LinkReplay, Replay
@@ -127,7 +128,7 @@ def talk(*messages: object, changes: Sequence[LinkChange] = ()) -> list[dict[str
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
-        return list(LinkReplay([made], changes).run(theirs))
+        return list(LinkReplay([made], changes, Heartbeat("it")).run(theirs))
 
 
 def test_messages_may_come_together() -> None:
@@ -146,7 +147,9 @@ def test_a_change_that_is_planned_comes_in_time() -> None:
     ours, theirs = socket.socketpair()
     plan = [LinkChange(at_s=0.1), LinkChange(at_s=0.05, direction="down")]
     with ours, theirs:
-        running = LinkReplay([made], [*plan, LinkChange(at_s=0.0, direction="up")]).run(theirs)
+        running = LinkReplay(
+            [made], [*plan, LinkChange(at_s=0.0, direction="up")], Heartbeat("it")
+        ).run(theirs)
         next(running)
         stop = threading.Timer(0.3, ours.sendall, (b'{"stop": true}\n',))
         stop.start()

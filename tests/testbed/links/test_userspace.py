@@ -143,14 +143,15 @@ def test_as_many_packets_are_lost_as_asked_and_the_same_ones_again() -> None:
 
 
 @pytest.mark.emulation
+@pytest.mark.parametrize("backend", ["userspace", "kernel"])
 @pytest.mark.parametrize(
     ("number", "message"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "stands still")]
 )
-def test_an_engine_that_stops_working_fails_the_session(number: int, message: str) -> None:
+def test_a_link_that_stops_working_fails_the_session(
+    backend: str, number: int, message: str
+) -> None:
     require_tap()
-    (seen,) = collect(
-        "lose_engine", JOB | {"signal": int(number), "link": {"backend": "userspace"}}
-    )
+    (seen,) = collect("lose_engine", JOB | {"signal": int(number), "link": {"backend": backend}})
     assert message in seen["error"]
     assert seen["after_s"] <= 4.0
 
