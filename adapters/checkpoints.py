@@ -173,7 +173,7 @@ def load_checkpoint(
     folder = checkpoint_folder(spec)
     config = read_config(folder, task=task)
     try:
-        model = load_backbone(backbone or config.backbone.name)
+        model = load_backbone(backbone or config.backbone.name, device=device)
     except BackboneError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: backbone: {error}") from error
     _check_backbone(folder / CONFIG_FILE, config.backbone, model)

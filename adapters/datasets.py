@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +78,7 @@ def label_episode(
         max_regret: larger losses of value count as this.
     """
     rows = stack([step_features(episode.observation(index)) for index in range(episode.chunks)])
-    features = StepFeatures(
-        rows.bitrate,
-        rows.buffer,
-        rows.throughput,
-        rows.download,
-        rows.chunks_left,
-        rows.sizes,
-        action=episode.level,
-    )
+    features = replace(rows, action=episode.level)
     chosen = episode.expert if use_expert else episode.level
     label = np.where(chosen == NO_LABEL, IGNORED, chosen)
     label[0] = IGNORED
@@ -153,18 +146,39 @@ def windows(
     return found
 
 
-def batches(
-    episodes: Sequence[LabelledEpisode],
-    order: Sequence[Window],
-    *,
-    block: int,
-    batch_size: int,
-) -> Iterator[Batch]:
-    """Cuts the windows and pads them to the longest window."""
-    length = window_steps(block)
-    for at in range(0, len(order), batch_size):
-        chosen = order[at : at + batch_size]
-        yield Batch(
+class Batches(Sequence[Batch]):
+    """Batches of windows in their order, each cut when it is asked for."""
+
+    def __init__(
+        self,
+        episodes: Sequence[LabelledEpisode],
+        order: Sequence[Window],
+        *,
+        block: int,
+        batch_size: int,
+    ) -> None:
+        self._episodes, self._order = episodes, order
+        self._length, self._batch_size = window_steps(block), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self._batch_size
+        return self._cut(self._order[first : first + self._batch_size])
+
+    def _cut(self, chosen: Sequence[Window]) -> Batch:
+        """Cuts windows out of their episodes and pads them to the longest window."""
+        episodes, length = self._episodes, self._length
+        return Batch(
             features=stack(
                 [
                     pad_steps(episodes[one.episode].features[one.first : one.last], length)
@@ -189,6 +203,17 @@ def batches(
                 ]
             ),
         )
+
+
+def batches(
+    episodes: Sequence[LabelledEpisode],
+    order: Sequence[Window],
+    *,
+    block: int,
+    batch_size: int,
+) -> Batches:
+    """Cuts the windows and pads them to the longest window."""
+    return Batches(episodes, order, block=block, batch_size=batch_size)
 
 
 def _fill(rows: Sequence[NDArray], length: int, value: float) -> NDArray:  # type: ignore[type-arg]

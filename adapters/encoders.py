@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
-from adapters.tokens import TOKENS_PER_STEP, Token
+from adapters.tokens import NETLLM, Token
 from player.observation import UPCOMING_LIMIT
 
 HISTORY_KERNEL = 4
@@ -79,7 +79,79 @@ class StepEncoder(nn.Module):
         stacked = torch.stack([tokens[token] for token in Token], dim=2)  # (B, S, 8, D)
         place = self.step(torch.arange(count, device=stacked.device))  # (S, D)
         normed: Tensor = self.norm(stacked + place[None, :, None, :])
-        return normed.reshape(batch, count * TOKENS_PER_STEP, -1)
+        return normed.reshape(batch, count * NETLLM.step_tokens, -1)
+
+
+class ForecastEncoder(nn.Module):
+    """Makes ``(B, S, D)`` token embeddings of what is known of the throughput.
+
+    Nothing of the player enters (buffer, levels, sizes): what the link will do does not depend on
+    it, and in training it would tell which policy played. Each token gets an embedding of its
+    step's place in the window, then a LayerNorm.
+    """
+
+    def __init__(self, *, hidden_size: int, feature_size: int, max_steps: int) -> None:
+        super().__init__()
+        past = PAST_CHUNKS - HISTORY_KERNEL + 1
+        self.throughput = _series(2, HISTORY_KERNEL, past, feature_size, hidden_size)
+        self.download = _series(2, HISTORY_KERNEL, past, feature_size, hidden_size)
+        self.summary = _scalar(FORECAST_SUMMARY, feature_size, hidden_size)
+        self.step = nn.Embedding(max_steps, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, steps: StepTensors, places: Tensor | None = None) -> Tensor:
+        """Returns the tokens of B windows of S steps each.
+
+        Args:
+            steps: ``(B, S, …)``.
+            places: ``(S,)`` of the steps in the window; from 0 on if not given.
+        """
+        reference, summary = _throughput_summary(steps)
+        relative = torch.stack(
+            [
+                (steps.throughput[..., 0, :] - reference) * steps.throughput[..., 1, :],
+                steps.throughput[..., 1, :],
+            ],
+            dim=-2,
+        )  # (B, S, 2, K)
+        tokens = (
+            _each_step(self.throughput, relative)
+            + _each_step(self.download, steps.download)
+            + self.summary(summary)
+        )
+        if places is None:
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+        normed: Tensor = self.norm(tokens + self.step(places))
+        return normed
+
+
+#: Past chunks in the harmonic mean that throughput is told relative to (Yin et al., SIGCOMM 2015).
+REFERENCE_CHUNKS = 5
+FORECAST_SUMMARY = 5
+
+
+def _throughput_summary(steps: StepTensors) -> tuple[Tensor, Tensor]:
+    """``(…, 1)`` log of the harmonic mean of the last throughputs, and ``(…, 5)`` with more."""
+    throughput, known = steps.throughput.unbind(-2)  # (…, K)
+    slowness = (torch.exp(-throughput) * known)[..., -REFERENCE_CHUNKS:].sum(-1, keepdim=True)
+    count = known[..., -REFERENCE_CHUNKS:].sum(-1, keepdim=True)
+    reference = torch.where(
+        count > 0, torch.log(count.clamp(min=1) / slowness.clamp(min=1e-9)), 0.0
+    )
+    relative = (throughput - reference) * known
+    chunks = known.sum(-1, keepdim=True).clamp(min=1)
+    mean = relative.sum(-1, keepdim=True) / chunks
+    spread = ((relative - mean).square() * known).sum(-1, keepdim=True).div(chunks).sqrt()
+    return reference, torch.cat(
+        [
+            reference,
+            mean,
+            spread,
+            relative.amin(-1, keepdim=True),
+            relative.amax(-1, keepdim=True),
+        ],
+        dim=-1,
+    )
 
 
 def _scalar(inputs: int, feature_size: int, hidden_size: int) -> nn.Module:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.tokens import window_start
 from player.observation import KILOBITS_PER_BYTE, UPCOMING_LIMIT, AbrObservation, PastChunk
+from player.vectorised import Observations
+from player.video import Video
 
 Float32Array = NDArray[np.float32]
 
@@ -65,6 +69,53 @@ def stack(features: list[StepFeatures]) -> StepFeatures:
     )
 
 
+def vectorised_features(seen: Observations, video: Video) -> StepFeatures:
+    """``(B, …)`` features of B simulated sessions before their next chunk: as ``step_features``.
+
+    Args:
+        seen: with at least ``PAST_CHUNKS`` past chunks.
+        video: what they play.
+    """
+    count, known = len(seen.buffer_s), min(seen.known, PAST_CHUNKS)
+    throughput = np.zeros((count, 2, PAST_CHUNKS), dtype=np.float32)
+    download = np.zeros((count, 2, PAST_CHUNKS), dtype=np.float32)
+    if known:
+        kbps = np.clip(seen.throughput_kbps[:, -known:], MIN_KBPS, MAX_KBPS)
+        seconds = np.clip(seen.download_s[:, -known:], MIN_DOWNLOAD_S, MAX_DOWNLOAD_S)
+        throughput[:, 0, -known:], throughput[:, 1, -known:] = np.log(kbps / KBPS_UNIT), 1.0
+        download[:, 0, -known:], download[:, 1, -known:] = np.log(seconds / DOWNLOAD_UNIT_S), 1.0
+    tens = np.minimum(seen.buffer_s, MAX_BUFFER_S) / BUFFER_UNIT_S
+    bitrate = np.minimum(np.asarray(video.levels_kbps)[seen.last_level], MAX_BITRATE_KBPS)
+    ahead = min(UPCOMING_LIMIT, seen.chunks_left)
+    upcoming = seen.upcoming_sizes_bytes[0, :ahead]  # those of one are those of all
+    sizes = np.zeros((UPCOMING_LIMIT, video.levels), dtype=np.float32)
+    sizes[:ahead] = _log_mbps(upcoming, video.chunk_s)
+
+    def all_of(value: Any) -> Float32Array:
+        row = np.asarray(value, dtype=np.float32)
+        return np.repeat(row[None], count, axis=0)
+
+    return StepFeatures(
+        bitrate=(bitrate / KBPS_UNIT).astype(np.float32)[:, None],
+        buffer=np.stack([tens, np.minimum(tens, 1.0)], axis=1).astype(np.float32),
+        throughput=throughput,
+        download=download,
+        chunks_left=all_of([min(seen.chunks_left / CHUNKS_LEFT_UNIT, 1.0)]),
+        sizes=all_of(sizes),
+        action=np.full(count, NO_ACTION, dtype=np.int64),
+    )
+
+
+def join_steps(steps: Sequence[StepFeatures]) -> StepFeatures:
+    """``(B, S, …)`` features of S steps with ``(B, …)`` each."""
+    return StepFeatures(
+        *(
+            np.stack([getattr(one, field.name) for one in steps], axis=1)
+            for field in fields(StepFeatures)
+        )
+    )
+
+
 def pad_steps(features: StepFeatures, steps: int) -> StepFeatures:
     """Repeats the last step up to ``steps``; no token looks at a later one."""
     index = np.minimum(np.arange(steps), len(features.action) - 1)
@@ -77,7 +128,9 @@ def step_features(observation: AbrObservation) -> StepFeatures:
         observation.history, observation.buffer_s, observation.chunks_left, observation
     )
     return StepFeatures(
-        *one, sizes=_size_features(observation), action=np.asarray(NO_ACTION, dtype=np.int64)
+        *one,
+        sizes=_size_features(observation),
+        action=np.asarray(NO_ACTION, dtype=np.int64),
     )
 
 
@@ -131,9 +184,11 @@ def _past_features(
 
 def _size_features(observation: AbrObservation) -> Float32Array:
     sizes = np.zeros((UPCOMING_LIMIT, observation.levels), dtype=np.float32)
-    megabits = np.asarray(observation.upcoming_sizes_bytes, dtype=np.float64) * (
-        KILOBITS_PER_BYTE / KBPS_UNIT
-    )
-    logs = np.log(megabits) - np.log(observation.chunk_s)
-    sizes[: len(megabits)] = np.clip(logs, -MAX_LOG_SIZE, MAX_LOG_SIZE)
+    upcoming = np.asarray(observation.upcoming_sizes_bytes)
+    sizes[: len(upcoming)] = _log_mbps(upcoming, observation.chunk_s)
     return sizes
+
+
+def _log_mbps(sizes_bytes: NDArray[np.int64], chunk_s: float) -> NDArray[np.float64]:
+    megabits = sizes_bytes * (KILOBITS_PER_BYTE / KBPS_UNIT)
+    return np.asarray(np.clip(np.log(megabits) - np.log(chunk_s), -MAX_LOG_SIZE, MAX_LOG_SIZE))

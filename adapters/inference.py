@@ -14,43 +14,51 @@ The sizes are computed at the place where the action will stand, and overwritten
 What is kept is found by its content: all that enters its tokens is the key, and keys are compared,
 so no answer can come from another history, and no session needs a name. As the window moves on by a
 block, all of its steps but the present one are computed anew.
+
+(The picture is of the layout ``netllm``; in ``forecast`` a step is one token, which is kept.)
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.backbones import Backbone, BackboneError
 from adapters.features import PAST_CHUNKS, StepFeatures, window_features
-from adapters.passes import LeanEncoder, LeanPass, LibraryPass, Pass, Row
-from adapters.tokens import (
-    TOKENS_PER_STEP,
-    Token,
-    attention_allowed,
-    window_start,
-    window_steps,
-    window_tokens,
-)
+from adapters.passes import LeanPass, LibraryPass, Pass, Row
+from adapters.tokens import Layout, window_start, window_steps
 from player.observation import AbrObservation, PastChunk
 
 #: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
-#: pass, the other through the library's; ``full`` recomputes the window.
-Inference = Literal["lean", "cached", "full"]
-PASSES: dict[Inference, type[LeanPass | LibraryPass]] = {"lean": LeanPass, "cached": LibraryPass}
+#: pass, the other through the library's; ``int8`` is ``lean`` with weights rounded to integers, so
+#: close but not exact; ``full`` recomputes the window.
+Inference = Literal["lean", "cached", "int8", "full"]
+PASSES: dict[Inference, Callable[[Backbone], Pass]] = {
+    "lean": LeanPass,
+    "cached": LibraryPass,
+    "int8": functools.partial(LeanPass, weights="int8"),
+}
+#: Those that ``auto`` tries, the fastest first.
+EXACT_PASSES: tuple[Inference, ...] = ("lean", "cached")
+#: ``(S, …)`` steps and their S places in windows to ``(S, tokens per step, D)`` tokens.
+Encode = Callable[[StepFeatures, Sequence[int]], Tensor]
+#: ``(B, D)`` hidden states at the read tokens to ``(B, …)`` answers.
+Answer = Callable[[Tensor], Tensor]
 #: Of kept keys and values: windows of 200 sessions with MiniLM, of 50 with GPT-2 small.
 CACHE_BYTES = 256 * 2**20
-#: Tokens of a past step that later ones look at.
-KEPT = TOKENS_PER_STEP - 1
 #: Largest difference to the full pass, over the largest hidden value, that a pass may show.
 EXACT = 1e-4
+#: The same for ``int8``: to find errors, not rounding, which shows on random tokens most (MiniLM
+#: without updates: 0.27).
+INT8_CLOSE = 0.5
 #: What a pass fails with on a model that it cannot run, or that the library has changed.
 PASS_FAILURES = (BackboneError, AttributeError, IndexError, RuntimeError, TypeError)
 
@@ -73,11 +81,6 @@ class Prefix:
     buffer_s: float
     history: tuple[PastChunk, ...]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that it stands for."""
-        return KEPT * self.steps + Token.SIZES
-
 
 def prefixes(observation: AbrObservation, block: int) -> Iterator[Prefix]:
     """Those of the window in which the step is decided, the longest first."""
@@ -89,7 +92,13 @@ def prefixes(observation: AbrObservation, block: int) -> Iterator[Prefix]:
         told_s = past[-1].buffer_s if past else 0.0
         buffer_s = observation.buffer_s if step == now else told_s
         left = observation.chunks_left + now - step
-        yield Prefix(observation.levels_kbps, step - start, left, buffer_s, past[seen_from:])
+        yield Prefix(
+            levels_kbps=observation.levels_kbps,
+            steps=step - start,
+            chunks_left=left,
+            buffer_s=buffer_s,
+            history=past[seen_from:],
+        )
 
 
 class PrefixCache:
@@ -117,7 +126,7 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def claim(self, wanted: Iterable[Prefix], *, claimed: int) -> tuple[Tensor, int]:
+    def claim(self, wanted: Iterable[Prefix], *, claimed: int) -> tuple[Tensor, Prefix | None]:
         """Takes out the memory of the first prefix that is there, or empty memory.
 
         Args:
@@ -125,15 +134,15 @@ class PrefixCache:
             claimed: entries that are out already, fewer than the limit.
 
         Returns:
-            The memory and the tokens known in it.
+            The memory and the prefix whose tokens are in it.
         """
         for prefix in wanted:
             memory = self._entries.pop(prefix, None)
             if memory is not None:
-                return memory, prefix.tokens
+                return memory, prefix
         if len(self._entries) + claimed >= self.limit:
-            return self._entries.popitem(last=False)[1], 0
-        return torch.empty(self._shape, device=self._device), 0
+            return self._entries.popitem(last=False)[1], None
+        return torch.empty(self._shape, device=self._device), None
 
     def keep(self, prefix: Prefix, memory: Tensor) -> None:
         """Puts memory in (again), as the most recently used."""
@@ -161,15 +170,17 @@ class _Question:
 
 
 class CachedInference:
-    """Scores levels as ``AbrPolicy`` does, with a cache of past tokens; for several threads."""
+    """Answers as ``AbrPolicy`` does, with a cache of past tokens; for several threads."""
 
     def __init__(
         self,
         *,
-        encoder: LeanEncoder,
+        encode: Encode,
         run: Pass,
-        head: nn.Linear,
+        answer: Answer,
+        layout: Layout,
         block: int,
+        device: torch.device,
         limit_bytes: int = CACHE_BYTES,
     ) -> None:
         """Makes one with an empty cache.
@@ -177,17 +188,16 @@ class CachedInference:
         Raises:
             ValueError: not one window fits into the limit.
         """
-        self._encoder, self._run, self._head = encoder, run, head
-        self._block = block
-        self._device = head.weight.device
+        self._encode, self._run, self._answer = encode, run, answer
+        self._layout, self._block, self._device = layout, block, device
         layers, two, heads, width = run.memory_shape
-        shape = (layers, two, heads, KEPT * window_steps(block), width)  # (layers, 2, H, W, d)
+        shape = (layers, two, heads, _kept_tokens(layout, block), width)  # (layers, 2, H, W, d)
         self.cache = PrefixCache(shape, limit_bytes, self._device)
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def logits(self, observations: Sequence[AbrObservation]) -> Tensor:
-        """Returns ``(B, levels)`` logits of the steps to decide; ladders are checked already."""
+    def answers(self, observations: Sequence[AbrObservation]) -> Tensor:
+        """Returns ``(B, …)`` answers for the steps to decide; ladders are checked already."""
         distinct = list(dict.fromkeys(observations))
         with self._lock:
             scored = torch.cat(
@@ -200,11 +210,11 @@ class CachedInference:
         return scored[[index[observation] for observation in observations]]
 
     def _part(self, observations: Sequence[AbrObservation]) -> Tensor:
-        """As many as the cache has room for; ``(B, levels)``."""
+        """As many as the cache has room for; ``(B, …)``."""
         questions = [self._question(one, claimed) for claimed, one in enumerate(observations)]
         tokens = self._tokens(questions)  # (N, D)
         positions = [
-            TOKENS_PER_STEP * one.places.start + picked
+            self._layout.step_tokens * one.places.start + picked
             for one in questions
             for picked in one.picked
         ]
@@ -215,17 +225,21 @@ class CachedInference:
         )  # (B, D)
         for one in questions:
             self.cache.keep(one.prefix, one.row.memory)
-        scores: Tensor = self._head(hidden)
-        return scores
+        return self._answer(hidden)
 
     def _question(self, observation: AbrObservation, claimed: int) -> _Question:
+        layout = self._layout
         wanted = prefixes(observation, self._block)
         prefix = next(wanted)
-        memory, known = self.cache.claim([prefix, *wanted], claimed=claimed)
-        first = known // KEPT  # step with the first new token
-        kept = range(known, prefix.tokens)
-        picked = [TOKENS_PER_STEP * (index // KEPT - first) + _token(index) for index in kept]
-        picked.append(TOKENS_PER_STEP * (prefix.steps - first) + Token.SIZES)
+        memory, found = self.cache.claim([prefix, *wanted], claimed=claimed)
+        known = 0 if found is None else layout.known(found.steps)
+        first = known // layout.kept  # step with the first new token
+        new = range(known, layout.known(prefix.steps))
+        picked = [
+            layout.step_tokens * (index // layout.kept - first) + layout.token(index)
+            for index in new
+        ]
+        picked.append(layout.step_tokens * (prefix.steps - first) + layout.read)
         start = window_start(observation.chunk_index, self._block)
         return _Question(
             prefix=prefix,
@@ -244,23 +258,22 @@ class CachedInference:
             )
         )  # (S, …), the steps of all rows behind each other
         places = [place for one in questions for place in one.places]  # (S,)
-        tokens = self._encoder(steps, places).flatten(0, 1)  # (8 S, D)
+        tokens = self._encode(steps, places).flatten(0, 1)
         picked, offset = [], 0
         for one in questions:
             picked += [offset + index for index in one.picked]
-            offset += TOKENS_PER_STEP * len(one.places)
+            offset += self._layout.step_tokens * len(one.places)
         return tokens[picked]
 
 
-def _token(index: int) -> Token:
-    """Which token is kept at a place of the memory."""
-    within = index % KEPT
-    return Token.ACTION if within == Token.SIZES else Token(within)
+def _kept_tokens(layout: Layout, block: int) -> int:
+    """Tokens of the longest window: those that are kept, and the read one of its last step."""
+    return layout.known(window_steps(block) - 1) + 1
 
 
 @torch.inference_mode()
 def choose_pass(
-    backbone: Backbone, block: int, wanted: Inference | Literal["auto"]
+    backbone: Backbone, layout: Layout, block: int, wanted: Inference | Literal["auto"]
 ) -> tuple[Inference, Pass | None]:
     """The way to run a backbone whose updates are merged.
 
@@ -269,6 +282,7 @@ def choose_pass(
 
     Args:
         backbone: frozen.
+        layout: of the tokens.
         block: steps per block of the window.
         wanted: ``auto`` takes the fastest that is exact.
 
@@ -280,9 +294,10 @@ def choose_pass(
     """
     if wanted == "full":
         return "full", None
-    for kind in PASSES if wanted == "auto" else (wanted,):
+    for kind in EXACT_PASSES if wanted == "auto" else (wanted,):
+        limit = INT8_CLOSE if kind == "int8" else EXACT
         try:
-            return kind, _proven(PASSES[kind](backbone), backbone, block)
+            return kind, _proven(PASSES[kind](backbone), backbone, layout, block, limit)
         except PASS_FAILURES as error:
             if wanted != "auto":
                 message = f"inference {wanted!r} does not work: {error}; use 'auto' or 'full'"
@@ -290,25 +305,28 @@ def choose_pass(
     return "full", None
 
 
-def _proven(run: Pass, backbone: Backbone, block: int) -> Pass:
+def _proven(run: Pass, backbone: Backbone, layout: Layout, block: int, limit: float) -> Pass:
     """Runs a window in two goes, the second on what the first has kept."""
     device = next(backbone.parameters()).device
-    count = window_tokens(block)
+    count = layout.window_tokens(block)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(1, count, backbone.hidden_size, generator=generator).to(device)
-    allowed = torch.from_numpy(attention_allowed(count)).to(device)
+    allowed = torch.from_numpy(layout.attention_allowed(count)).to(device)
     full = backbone(tokens, allowed)[0]  # (T, D)
     layers, two, heads, width = run.memory_shape
-    memory = torch.zeros(layers, two, heads, KEPT * window_steps(block), width, device=device)
+    memory = torch.zeros(layers, two, heads, _kept_tokens(layout, block), width, device=device)
     known = 0
     for steps in (block, window_steps(block)):
-        last = TOKENS_PER_STEP * (steps - 1) + Token.SIZES
-        total = KEPT * (steps - 1) + Token.SIZES
-        index = [TOKENS_PER_STEP * (one // KEPT) + _token(one) for one in range(known, total)]
+        last = layout.step_tokens * (steps - 1) + layout.read
+        total = layout.known(steps - 1)
+        index = [
+            layout.step_tokens * (one // layout.kept) + layout.token(one)
+            for one in range(known, total)
+        ]
         places = torch.tensor([*index, last], device=device)
         hidden = run(tokens[0, places], places, [Row(memory, known, len(places))])[0]  # (D,)
         largest = (hidden - full[last]).abs().max() / full[last].abs().max()
-        if not largest <= EXACT:  # true for NaN
+        if not largest <= limit:  # true for NaN
             raise BackboneError(
                 f"{backbone.name}: {type(run).__name__} differs from the full pass by {largest:.1e}"
             )

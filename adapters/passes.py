@@ -11,11 +11,10 @@ nothing is padded where the arithmetic is, and each row attends to its own memor
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,18 +24,9 @@ from torch import Tensor, nn
 from adapters.backbones import Backbone, BackboneError
 from adapters.encoders import StepEncoder
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
+from adapters.lean import describe
+from adapters.products import Int8Weights, dense
 from player.observation import UPCOMING_LIMIT
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
-#: Up to so many tokens a product in blocks of so many weight rows is the faster one. Measured with
-#: MKL for all products of MiniLM: 8 tokens 3.3 ms instead of 3.9, 14 tokens 4.5 instead of 5.9;
-#: from 16 tokens on nothing is gained.
-FEW_TOKENS, BLOCK_ROWS = 15, 192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,127 +80,113 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[Row, slice]]:
         start += row.new
 
 
-Affine = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeanLayer:
-    """Weights of one layer. Norms stand before a sublayer or behind its sum, by family."""
-
-    qkv: Affine  # (3 D, D)
-    out: Affine  # (D, D)
-    up: Affine  # (F, D)
-    down: Affine  # (D, F)
-    scale: float  # of the attention scores
-    before_attention: nn.LayerNorm | None = None
-    after_attention: nn.LayerNorm | None = None
-    before_feed: nn.LayerNorm | None = None
-    after_feed: nn.LayerNorm | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeanModel:
-    """A family's weights in one form, and what differs between families.
-
-    Attributes:
-        places: ``(P, D)`` position embeddings.
-        enter: norm behind the embeddings, if any.
-        layers: from the first to the last.
-        leave: norm behind the last layer, if any.
-        activation: between ``up`` and ``down``.
-        heads: H.
-    """
-
-    places: Tensor
-    enter: nn.LayerNorm | None
-    layers: tuple[LeanLayer, ...]
-    leave: nn.LayerNorm | None
-    activation: Callable[[Tensor], Tensor]
-    heads: int
-
-
 class LeanPass:
     """The arithmetic of a transformer in plain tensor operations, over the weights it is given."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        """Takes over the weights of a backbone whose updates are merged.
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        adapter: str | None = None,
+        weights: Literal["own", "int8"] = "own",
+    ) -> None:
+        """Takes the weights of a backbone, and its updates as they are now, merged or not.
+
+        Args:
+            backbone: whose frozen weights are used where they lie.
+            adapter: name of the updates; None: those that it carries.
+            weights: ``own`` computes in the weights' own type, ``int8`` in integers.
 
         Raises:
             BackboneError: it is of a family, or a variant, that has no description here.
         """
-        describe = LEAN_FAMILIES.get(backbone.family)
-        if describe is None:
-            raise BackboneError(
-                f"{backbone.name}: no lean pass for the family {backbone.family!r}; there is one "
-                f"for {', '.join(LEAN_FAMILIES)}"
-            )
-        model: Any = backbone.model
-        self.model = describe(model)
-        heads, width = self.model.heads, backbone.hidden_size // self.model.heads
-        self.memory_shape = (len(self.model.layers), 2, heads, width)
+        make = dense if weights == "own" else Int8Weights(backbone._frozen)
+        self.model = describe(backbone, make, adapter or backbone.adapter or "default")
+        self.dtype = backbone.dtype
+        self.memory_shape = (
+            len(self.model.layers),
+            2,
+            self.model.key_heads,
+            self.model.head_size,
+        )
 
     def __call__(self, tokens: Tensor, positions: Tensor, rows: Sequence[Row]) -> Tensor:
         """See :class:`Pass`."""
         model = self.model
-        ends = torch.tensor([part.stop - 1 for _, part in parts(rows)], device=tokens.device)
+        ends = [part.stop - 1 for _, part in parts(rows)]
         longest = max(row.total for row in rows)
-        causal = tokens.new_full((longest, longest), -torch.inf).triu(1)  # (T, T), added to scores
-        hidden = _normed(model.enter, tokens + model.places[positions])  # (N, D)
+        hidden = tokens.to(self.dtype)
+        causal = hidden.new_full((longest, longest), -torch.inf).triu_(1)  # (T, T), for the scores
+        if model.places is not None:
+            hidden = hidden + model.places[positions]  # (N, D)
+        turn = None if model.rotate is None else model.rotate(positions)
+        hidden = _applied(model.enter, hidden)
         for index, layer in enumerate(model.layers):
             is_last = index == len(model.layers) - 1
-            mixed = self._attention(
-                index, _normed(layer.before_attention, hidden), rows, causal, only_ends=is_last
-            )  # (N, D), at last (B, D)
-            if is_last:  # of whose outputs only one per row is read
+            entered = _applied(layer.before_attention, hidden)
+            mixed = self._attention(index, entered, rows, causal, turn, only_ends=is_last)
+            if is_last and len(ends) < len(hidden):  # of whose outputs only one per row is read
                 hidden = hidden[ends]  # (B, D)
-            hidden = _normed(layer.after_attention, hidden + linear(mixed, layer.out))
-            fed = linear(_normed(layer.before_feed, hidden), layer.up)  # (N, F), at last (B, F)
-            fed = linear(model.activation(fed), layer.down)  # (N, D), at last (B, D)
-            hidden = _normed(layer.after_feed, hidden + fed)
-        return _normed(model.leave, hidden)  # (B, D)
+            hidden = _applied(layer.after_attention, layer.out(mixed).add_(hidden))
+            entered = _applied(layer.before_feed, hidden)
+            if layer.gate is None:
+                fed = model.activation(layer.up(entered))  # (N, F), at last (B, F)
+            else:
+                fed = model.activation(layer.gate(entered)).mul_(layer.up(entered))
+            hidden = _applied(layer.after_feed, layer.down(fed).add_(hidden))  # (N, D)
+        return _applied(model.leave, hidden).float()  # (B, D)
 
     def _attention(
-        self, index: int, hidden: Tensor, rows: Sequence[Row], causal: Tensor, *, only_ends: bool
+        self,
+        index: int,
+        hidden: Tensor,
+        rows: Sequence[Row],
+        causal: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        *,
+        only_ends: bool,
     ) -> Tensor:
-        """What the tokens see: all ``(N, D)``, or ``(B, D)`` for the last of each row."""
-        _, _, heads, width = self.memory_shape
-        layer = self.model.layers[index]
-        qkv = linear(hidden, layer.qkv).view(-1, 3, heads, width)  # (N, 3, H, d)
-        qkv = qkv.permute(1, 2, 0, 3)  # (3, H, N, d)
+        """What the tokens see: all ``(N, H d)``, or ``(B, H d)`` for the last of each row."""
+        model = self.model
+        heads, groups, width = model.heads, model.key_heads, model.head_size
+        qkv = model.layers[index].qkv(hidden).view(-1, heads + 2 * groups, width)
+        if turn is not None:
+            qkv = torch.cat([_turned(qkv[:, :-groups], *turn), qkv[:, -groups:]], dim=1)
+        qkv = qkv.transpose(0, 1)  # (H + 2 G, N, d)
+        fresh = qkv[heads:].view(2, groups, -1, width)  # (2, G, N, d)
         mixed = []
         for row, part in parts(rows):
-            memory = row.memory[index, :, :, : row.total]  # (2, H, T, d)
-            memory[:, :, row.known :] = qkv[1:, :, part]
+            memory = row.memory[index, :, :, : row.total]  # (2, G, T, d)
+            memory[:, :, row.known :] = fresh[:, :, part]
+            held = memory.to(hidden.dtype)
             asked = slice(part.stop - 1, part.stop) if only_ends else part
             queries = asked.stop - asked.start  # Q
+            # One query, the last, sees all.
+            mask = None if queries == 1 else causal[row.known : row.total, : row.total]
             seen = F.scaled_dot_product_attention(
-                qkv[:1, :, asked],  # (1, H, Q, d)
-                memory[:1],  # (1, H, T, d)
-                memory[1:],
-                causal[row.total - queries : row.total, : row.total],  # (Q, T)
-                scale=layer.scale,
+                qkv[None, :heads, asked],  # (1, H, Q, d)
+                held[:1],  # (1, G, T, d)
+                held[1:],
+                mask,  # (Q, T)
+                scale=model.scale,
+                enable_gqa=groups < heads,
             )  # (1, H, Q, d)
-            mixed.append(seen[0].transpose(0, 1).reshape(queries, heads * width))  # (Q, D)
-        return torch.cat(mixed)
+            mixed.append(seen[0].transpose(0, 1).reshape(queries, heads * width))  # (Q, H d)
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
-def linear(inputs: Tensor, affine: Affine) -> Tensor:
-    """Returns ``(N, out)``: ``inputs @ weight.T + bias``.
+def _applied(function: Callable[[Tensor], Tensor] | None, hidden: Tensor) -> Tensor:
+    return hidden if function is None else function(hidden)
 
-    For few tokens the product is made block by block of the weights, so that the library takes its
-    path for small matrices: where reading the weights is most of the time, they are read faster.
-    """
-    weight, bias = affine  # (out, in), (out,)
-    out, size = weight.shape
-    count = len(inputs)
-    if count > FEW_TOKENS:
-        return F.linear(inputs, weight, bias)
-    rows = math.gcd(out, BLOCK_ROWS)
-    blocks = weight.view(-1, rows, size)  # (out / rows, rows, in)
-    product = torch.baddbmm(
-        bias.view(-1, 1, rows), inputs.expand(len(blocks), count, size), blocks.transpose(1, 2)
-    )  # (out / rows, N, rows)
-    return product.transpose(0, 1).reshape(count, out)
+
+def _turned(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotary positions (Su et al., 2021) of ``(N, heads, d)``, by ``(N, d)`` each."""
+    first, second = vectors.chunk(2, dim=-1)
+    crossed = torch.cat([-second, first], dim=-1)
+    return vectors * cosines[:, None] + crossed * sines[:, None]
+
+
+Affine = tuple[Tensor, Tensor]  # weight (out, in) and bias (out,)
 
 
 class LeanEncoder:
@@ -351,80 +327,3 @@ def _matrix(module: nn.Linear | nn.Conv1d, shape: tuple[int, ...]) -> Affine:
     units = torch.eye(math.prod(shape), device=weight.device).view(-1, *shape)  # (I, C, L)
     answers = F.conv1d(units, weight)  # (I, channels, places)
     return answers.flatten(1).t().contiguous(), bias.detach().repeat_interleave(answers.shape[2])
-
-
-def _affine(module: Any) -> Affine:
-    """Weight and bias below the merged updates, as (out, in) for either way to store them."""
-    from transformers.pytorch_utils import Conv1D
-
-    plain = getattr(module, "base_layer", module)
-    weight = plain.weight.t() if isinstance(plain, Conv1D) else plain.weight
-    return weight.detach().contiguous(), plain.bias.detach()
-
-
-def _fused(*modules: Any) -> Affine:
-    """Several projections of the same input as one."""
-    weights, biases = zip(*map(_affine, modules), strict=True)
-    return torch.cat(weights), torch.cat(biases)
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise BackboneError(
-            f"no lean pass for the activation {name!r}; there is one for {', '.join(ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]
-
-
-def _bert(model: Any) -> LeanModel:
-    """Devlin et al., 2019: norms behind the sums, every token of type 0."""
-    embeddings, config = model.embeddings, model.config
-    layers = (
-        LeanLayer(
-            qkv=_fused(one.attention.self.query, one.attention.self.key, one.attention.self.value),
-            out=_affine(one.attention.output.dense),
-            after_attention=one.attention.output.LayerNorm,
-            up=_affine(one.intermediate.dense),
-            down=_affine(one.output.dense),
-            after_feed=one.output.LayerNorm,
-            scale=(config.hidden_size // config.num_attention_heads) ** -0.5,
-        )
-        for one in model.encoder.layer
-    )
-    types: Tensor = embeddings.token_type_embeddings.weight.detach()
-    return LeanModel(
-        places=embeddings.position_embeddings.weight.detach() + types[0],
-        enter=embeddings.LayerNorm,
-        layers=tuple(layers),
-        leave=None,
-        activation=_activation(config.hidden_act),
-        heads=config.num_attention_heads,
-    )
-
-
-def _gpt2(model: Any) -> LeanModel:
-    """Radford et al., 2019: norms before the sublayers, one more behind the last."""
-    config = model.config
-    layers = (
-        LeanLayer(
-            qkv=_affine(one.attn.c_attn),
-            out=_affine(one.attn.c_proj),
-            before_attention=one.ln_1,
-            up=_affine(one.mlp.c_fc),
-            down=_affine(one.mlp.c_proj),
-            before_feed=one.ln_2,
-            scale=one.attn.scaling,
-        )
-        for one in model.h
-    )
-    return LeanModel(
-        places=model.wpe.weight.detach(),
-        enter=None,
-        layers=tuple(layers),
-        leave=model.ln_f,
-        activation=_activation(config.activation_function),
-        heads=config.num_attention_heads,
-    )
-
-
-LEAN_FAMILIES: dict[str, Callable[[Any], LeanModel]] = {"bert": _bert, "gpt2": _gpt2}

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbones import Backbone, BackboneError, add_lora, merge_lora
-from adapters.encoders import StepEncoder, StepTensors
+from adapters.encoders import ForecastEncoder, StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
-from adapters.inference import CACHE_BYTES, CachedInference, Inference, choose_pass
+from adapters.inference import CACHE_BYTES, CachedInference, Encode, Inference, choose_pass
 from adapters.passes import LeanEncoder
-from adapters.tokens import attention_allowed, read_positions, window_steps, window_tokens
+from adapters.throughput_model import (
+    PastThroughput,
+    ThroughputConfig,
+    ThroughputModel,
+    past_throughput_of,
+)
+from adapters.throughput_planning import planned_values
+from adapters.tokens import LAYOUTS, Layout, window_steps
 from player.observation import HISTORY_LIMIT, AbrObservation, ObservationError
 
 
@@ -28,7 +35,9 @@ class AbrModelConfig:
     """Shape of the adapted model; written into the checkpoint.
 
     Attributes:
-        levels_kbps: ladder of the training data.
+        levels_kbps: ladder of the training data; with the layout ``forecast`` any other will do.
+        layout: ``netllm``, the published one, scores the levels; ``forecast`` tells the
+            distribution of throughput, with which levels are planned. See ``adapters.tokens``.
         block: steps per block of the context window, which holds one to two blocks.
         feature_size: width of the encoders in front of the projection to the hidden size.
         lora_rank: rank of the updates.
@@ -39,6 +48,7 @@ class AbrModelConfig:
     """
 
     levels_kbps: tuple[float, ...]
+    layout: Literal["netllm", "forecast"] = "netllm"
     block: int = 5
     feature_size: int = 64
     lora_rank: int = 32
@@ -55,6 +65,8 @@ class AbrModelConfig:
                 f"block must be at most {HISTORY_LIMIT // 2}, is {self.block}: windows are rebuilt "
                 f"from the last {HISTORY_LIMIT} chunks"
             )
+        if self.layout == "forecast" and self.return_target is not None:
+            raise ValueError("return_target needs the layout 'netllm': 'forecast' tells no returns")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, is {self.dropout}")
 
@@ -63,30 +75,41 @@ class AbrModelConfig:
         """Number of levels."""
         return len(self.levels_kbps)
 
+    @property
+    def tokens(self) -> Layout:
+        """The layout."""
+        return LAYOUTS[self.layout]
+
 
 class AbrPolicy(nn.Module):
-    """Scores the levels of every step of a window. A function of its input in evaluation mode."""
+    """Answers for every step of a window. A function of its input in evaluation mode."""
 
     def __init__(self, config: AbrModelConfig, backbone: Backbone) -> None:
         super().__init__()
-        if window_tokens(config.block) > backbone.max_positions:
+        layout, steps = config.tokens, window_steps(config.block)
+        window = layout.window_tokens(config.block)
+        if window > backbone.max_positions:
             raise BackboneError(
-                f"{backbone.name}: a window of two blocks of {config.block} steps has "
-                f"{window_tokens(config.block)} tokens, more than its {backbone.max_positions} "
-                "positions"
+                f"{backbone.name}: a window of two blocks of {config.block} steps has {window} "
+                f"tokens, more than its {backbone.max_positions} positions"
             )
         self.config = config
-        self.encoder = StepEncoder(
-            levels=config.levels,
-            hidden_size=backbone.hidden_size,
-            feature_size=config.feature_size,
-            max_steps=window_steps(config.block),
+        sizes = {"hidden_size": backbone.hidden_size, "feature_size": config.feature_size}
+        self.encoder: StepEncoder | ForecastEncoder
+        self.head: nn.Linear | ThroughputModel
+        if config.layout == "netllm":
+            self.encoder = StepEncoder(levels=config.levels, max_steps=steps, **sizes)
+            self.head = nn.Linear(backbone.hidden_size, config.levels)
+        else:
+            self.encoder = ForecastEncoder(max_steps=steps, **sizes)
+            shape = ThroughputConfig()
+            self.head = ThroughputModel(shape, nn.Linear(backbone.hidden_size, shape.row_hidden))
+        self.backbone = backbone.share()
+        add_lora(
+            self.backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout
         )
-        add_lora(backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout)
-        self.backbone = backbone
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(backbone.hidden_size, config.levels)
-        allowed = torch.from_numpy(attention_allowed(window_tokens(config.block)))
+        allowed = torch.from_numpy(layout.attention_allowed(window))
         self.register_buffer("allowed", allowed, persistent=False)
         self.inference: Inference = "full"
         self._cached: CachedInference | None = None
@@ -94,45 +117,55 @@ class AbrPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.head.weight.device
+        return self.encoder.norm.weight.device
 
     def train(self, mode: bool = True) -> AbrPolicy:
-        """Switches dropout of the adapters; the frozen model's own dropout stays off."""
+        """Switches dropout of the adapters; the frozen model has none."""
         super().train(mode)
         if mode:
             self.inference, self._cached = "full", None  # what is kept belongs to these weights
-            for name, module in self.backbone.named_modules():
-                if isinstance(module, nn.Dropout) and "lora_" not in name:
-                    module.eval()
         return self
 
     def forward(self, steps: StepTensors) -> Tensor:
-        """Returns ``(B, S, levels)`` logits of B windows of S steps, aligned as in the layout."""
-        tokens = self.encoder(steps)  # (B, T, D), T = 8 S
+        """Returns the answers for B windows of S steps, aligned as in the layout.
+
+        Returns:
+            ``(B, S, levels)`` logits; with the layout ``forecast`` ``(B, S, D)``, what the head,
+            a ``ThroughputModel``, takes as features.
+        """
+        tokens = self.encoder(steps)  # (B, T, D)
         count = tokens.shape[1]
         allowed: Tensor = self.get_buffer("allowed")[:count, :count]
         hidden = self.backbone(tokens, allowed)  # (B, T, D)
-        read = hidden[:, read_positions(steps.action.shape[1])]  # (B, S, D)
-        logits: Tensor = self.head(self.dropout(read))
-        return logits
+        read = hidden[:, self.config.tokens.read_positions(steps.action.shape[1])]  # (B, S, D)
+        return self._answers(self.dropout(read))
+
+    def _answers(self, read: Tensor) -> Tensor:
+        """Answers ``(…, levels)`` or ``(…, D)`` from the hidden states ``(…, D)``."""
+        answers: Tensor = self.head(read) if isinstance(self.head, nn.Linear) else read
+        return answers
 
     @torch.no_grad()
-    def logits(self, observations: Sequence[AbrObservation]) -> Tensor:
-        """Returns ``(B, levels)`` logits of the steps to decide.
+    def answers(self, observations: Sequence[AbrObservation]) -> Tensor:
+        """Returns the answers for the steps to decide, ``(B, levels)`` or ``(B, D)``.
+
+        The observations' ladders must be equally long.
 
         Raises:
-            LadderError: a ladder has another number of levels than the model's.
+            LadderError: a ladder has another number of levels than the model can decide.
         """
         self._check_ladders(observations)
         if self._cached is not None:
-            return self._cached.logits(observations)
+            return self._cached.answers(observations)
         windows = [window_features(one, self.config.block) for one in observations]
         steps = [len(window.action) for window in windows]
         batch = stack([pad_steps(window, max(steps)) for window in windows])
-        every = self.forward(self.tensors(batch))  # (B, S, levels)
+        every = self.forward(self.tensors(batch))  # (B, S, …)
         return every[torch.arange(len(steps)), torch.tensor(steps) - 1]
 
     def _check_ladders(self, observations: Sequence[AbrObservation]) -> None:
+        if self.config.layout == "forecast":
+            return
         for observation in observations:
             if observation.levels != self.config.levels:
                 raise LadderError(
@@ -156,15 +189,41 @@ class AbrPolicy(nn.Module):
         """Decides several observations, of one session or of many, in one pass.
 
         Raises:
-            LadderError: a ladder has another number of levels than the model's.
+            LadderError: a ladder has another number of levels than the model can decide.
         """
         self._check_ladders(observations)
-        known = [index for index, one in enumerate(observations) if one.history]
-        levels = np.zeros(len(observations), dtype=np.int64)
-        if known:
-            logits = self.logits([observations[index] for index in known])
-            levels[known] = logits.argmax(dim=1).cpu().numpy()
-        return [int(level) for level in levels]
+        alike: dict[int, list[int]] = {}  # by the length of the ladder
+        for index, one in enumerate(observations):
+            if one.history:
+                alike.setdefault(one.levels, []).append(index)
+        levels = [0] * len(observations)
+        for indices in alike.values():
+            answers = self.answers([observations[index] for index in indices])
+            for index, answer in zip(indices, answers, strict=True):
+                levels[index] = self._level(observations[index], answer)
+        return levels
+
+    def _level(self, observation: AbrObservation, answer: Tensor) -> int:
+        """The level with the highest score, or the first of the best plan."""
+        if isinstance(self.head, ThroughputModel):
+            return self._plan(observation, answer[None])
+        return int(answer.argmax())
+
+    def _plan(self, observation: AbrObservation, row: Tensor) -> int:
+        """First level of the best plan, with the throughput that a ``(1, D)`` answer foretells."""
+        assert isinstance(self.head, ThroughputModel)
+        reference_kbps = past_throughput_of(observation.history).reference_kbps
+        values = planned_values(
+            self.head,
+            PastThroughput(row.float().cpu().numpy(), reference_kbps),
+            levels_kbps=observation.levels_kbps,
+            chunk_s=observation.chunk_s,
+            buffer_s=np.array([observation.buffer_s]),
+            last_level=np.array([observation.last_level]),
+            sizes_bytes=np.array([observation.upcoming_sizes_bytes]),
+            chunks_left=observation.chunks_left,
+        )
+        return int(values[0].argmax())
 
     def freeze(
         self, inference: Inference | Literal["auto"] = "full", *, cache_bytes: int = CACHE_BYTES
@@ -183,16 +242,31 @@ class AbrPolicy(nn.Module):
         self.eval()
         merge_lora(self.backbone)
         self.requires_grad_(False)
-        self.inference, run = choose_pass(self.backbone, self.config.block, inference)
+        layout, block = self.config.tokens, self.config.block
+        self.inference, run = choose_pass(self.backbone, layout, block, inference)
         if run is not None:
             self._cached = CachedInference(
-                encoder=LeanEncoder(self.encoder, float(self.config.return_target or 0.0)),
+                encode=self._lean_encoder(),
                 run=run,
-                head=self.head,
-                block=self.config.block,
+                answer=self._answers,
+                layout=layout,
+                block=block,
+                device=self.device,
                 limit_bytes=cache_bytes,
             )
         return self
+
+    def _lean_encoder(self) -> Encode:
+        encoder = self.encoder
+        if isinstance(encoder, StepEncoder):
+            return LeanEncoder(encoder, float(self.config.return_target or 0.0))
+
+        def encode(steps: StepFeatures, places: Sequence[int]) -> Tensor:
+            place = torch.tensor(places, device=self.device)
+            tokens: Tensor = encoder(self.tensors(steps[None]), place)
+            return tokens[0].view(len(places), self.config.tokens.step_tokens, -1)
+
+        return encode
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The weights that training changes: encoders, head and low-rank updates."""

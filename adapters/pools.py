@@ -1,60 +1,27 @@
 """Experience pools: recorded sessions as columns, from which every observation can be rebuilt.
 
-A pool is a folder: ``pool.json`` (format, videos, how it was made), ``episodes.parquet`` (one row
-per session) and ``chunks.parquet`` (one row per chunk, in order). Episodes keep their borders, so
-no training window crosses them.
+Episodes keep their borders, so no training window crosses them. ``adapters.pool_files`` writes and
+reads pools, ``adapters.pool_summary`` describes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
-import pydantic
 from numpy.typing import NDArray
 
 from player.observation import HISTORY_LIMIT, UPCOMING_LIMIT, AbrObservation, PastChunk
 from player.records import SessionRecord
 from player.trace import FloatArray
-from player.video import Video, VideoFormatError
+from player.video import Video
 
-POOL_FORMAT = "netllm-testbed pool 1"
-TASK = "abr"
-DESCRIPTION_FILE = "pool.json"
-EPISODES_FILE = "episodes.parquet"
-CHUNKS_FILE = "chunks.parquet"
 NO_LABEL = -1
 
 IntArray = NDArray[np.int64]
 Decide = Callable[[AbrObservation], int]
-
-EPISODE_COLUMNS = {
-    "episode": pl.UInt32,
-    "video": pl.UInt32,
-    "arm": pl.String,
-    "controller": pl.String,
-    "trace": pl.String,
-    "seed": pl.Int64,
-    "start_index": pl.Int64,
-}
-CHUNK_COLUMNS = {
-    "episode": pl.UInt32,
-    "index": pl.UInt32,
-    "level": pl.Int16,
-    "size_bytes": pl.Int64,
-    "download_s": pl.Float64,
-    "rebuffer_s": pl.Float64,
-    "buffer_s": pl.Float64,
-    "qoe": pl.Float64,
-    "expert": pl.Int16,
-}
-VALUE_PREFIX = "value_"
 
 
 class PoolError(ValueError):
@@ -130,10 +97,12 @@ class Pool:
     Attributes:
         episodes: the sessions.
         made_by: free description for the checkpoint's card: command, experiment, expert.
+        duplicates_dropped: identical sessions that were left out on the way here.
     """
 
     episodes: tuple[Episode, ...]
     made_by: tuple[str, ...] = ()
+    duplicates_dropped: int = 0
 
     @property
     def chunks(self) -> int:
@@ -181,19 +150,35 @@ def pool_from_sessions(
     Raises:
         PoolError: no session is left, or the expert or the values do not fit a session.
     """
-    episodes = tuple(
-        _episode(session, expert, values)
-        for session in sessions
-        if session.record.status == "ok" and len(session.record.chunks) > 1
-    )
+    episodes = [episode_of(session, expert=expert, values=values) for session in sessions]
+    return pool_of([one for one in episodes if one is not None], made_by=made_by)
+
+
+def pool_of(episodes: Sequence[Episode], *, made_by: Sequence[str] = ()) -> Pool:
+    """A pool of episodes.
+
+    Raises:
+        PoolError: there are none.
+    """
     if not episodes:
         raise PoolError("no finished session of two chunks or more to make a pool from")
-    return Pool(episodes, tuple(made_by))
+    return Pool(tuple(episodes), tuple(made_by))
 
 
-def _episode(session: PlayedSession, expert: Expert | None, values: Values | None) -> Episode:
+def episode_of(
+    session: PlayedSession, *, expert: Expert | None = None, values: Values | None = None
+) -> Episode | None:
+    """The session as an episode; None if it failed or has fewer than two chunks.
+
+    See :func:`pool_from_sessions` for the arguments.
+
+    Raises:
+        PoolError: the video, the expert or the values do not fit the session.
+    """
     video, record = session.video, session.record
     chunks = record.chunks
+    if record.status != "ok" or len(chunks) < 2:
+        return None
     if len(chunks) > video.chunks:
         raise PoolError(
             f"a session on {record.trace} has {len(chunks)} chunks, its video {video.chunks}"
@@ -218,6 +203,7 @@ def _episode(session: PlayedSession, expert: Expert | None, values: Values | Non
         expert=np.full(len(chunks), NO_LABEL, dtype=np.int64),
         values=worth,
     )
+    check_episode(episode, where=f"session of {record.arm} on {record.trace}")
     if expert is None:
         return episode
     decide = expert(session)
@@ -225,6 +211,31 @@ def _episode(session: PlayedSession, expert: Expert | None, values: Values | Non
     if any(not 0 <= label < video.levels for label in labels[1:]):
         raise PoolError(f"the expert named a level off the ladder for {record.trace}")
     return dataclasses.replace(episode, expert=np.array(labels, dtype=np.int64))
+
+
+def check_episode(episode: Episode, *, where: str) -> None:
+    """Refuses what no session can hold; the message begins with ``where`` and names the column."""
+
+    def require(holds: bool, name: str, problem: str) -> None:
+        if not holds:
+            raise PoolError(f"{where}: column {name!r} {problem}")
+
+    video = episode.video
+    for name, lowest in (("level", 0), ("expert", NO_LABEL)):
+        column = getattr(episode, name)
+        on_ladder = column.min() >= lowest and column.max() < video.levels
+        require(on_ladder, name, f"is off the ladder of {video.levels} levels")
+    sizes = np.asarray(video.sizes_bytes)[np.arange(episode.chunks), episode.level]
+    require(
+        np.array_equal(sizes, episode.size_bytes),
+        "size_bytes",
+        f"differs from the sizes of video {video.name!r}",
+    )
+    for name in ("download_s", "rebuffer_s", "buffer_s", "qoe"):
+        require(bool(np.isfinite(getattr(episode, name)).all()), name, "has a value not finite")
+    require(bool((episode.download_s > 0).all()), "download_s", "has a value that is not positive")
+    for name in ("rebuffer_s", "buffer_s"):
+        require(bool((getattr(episode, name) >= 0).all()), name, "has a negative value")
 
 
 def join_pools(pools: Sequence[Pool]) -> Pool:
@@ -237,185 +248,57 @@ def join_pools(pools: Sequence[Pool]) -> Pool:
         raise PoolError("no pool is given")
     return Pool(
         tuple(episode for pool in pools for episode in pool.episodes),
-        tuple(line for pool in pools for line in pool.made_by),
+        tuple(dict.fromkeys(line for pool in pools for line in pool.made_by)),
+        sum(pool.duplicates_dropped for pool in pools),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSummary:
-    """What is in a pool, for people.
+def drop_duplicates(pool: Pool, *, similar: bool = False) -> Pool:
+    """The pool without repetitions; of several sessions the first with the most labels stays.
 
-    Attributes:
-        episodes: number of sessions.
-        chunks: number of chunks.
-        traces: number of traces.
-        levels: ladder sizes that occur.
-        has_expert: whether every decision is labelled by an expert.
-        has_values: whether every decision has values in hindsight.
-        qoe_per_chunk: mean QoE per arm, chunk 0 left out.
-        made_by: how the pool was made.
+    Args:
+        pool: the pool.
+        similar: also drops sessions that share video, trace, start and all levels with another
+            one, and differ in what was measured only; else just those that are equal in all.
     """
-
-    episodes: int
-    chunks: int
-    traces: int
-    levels: tuple[int, ...]
-    has_expert: bool
-    has_values: bool
-    qoe_per_chunk: dict[str, float]
-    made_by: tuple[str, ...]
-
-
-def describe_pool(pool: Pool) -> PoolSummary:
-    """Counts and means."""
-    arms: dict[str, list[float]] = {}
+    chosen: dict[Hashable, Episode] = {}
     for episode in pool.episodes:
-        arms.setdefault(episode.arm, []).append(float(episode.qoe[1:].mean()))
-    return PoolSummary(
-        episodes=len(pool.episodes),
-        chunks=pool.chunks,
-        traces=len({episode.trace for episode in pool.episodes}),
-        levels=tuple(sorted({episode.video.levels for episode in pool.episodes})),
-        has_expert=pool.has_expert,
-        has_values=pool.has_values,
-        qoe_per_chunk={arm: float(np.mean(qoe)) for arm, qoe in sorted(arms.items())},
-        made_by=pool.made_by,
-    )
+        key = _decisions(episode) if similar else _content(episode)
+        if key not in chosen or _labels(episode) > _labels(chosen[key]):
+            chosen[key] = episode  # in the place of the first
+    dropped = len(pool.episodes) - len(chosen)
+    return Pool(tuple(chosen.values()), pool.made_by, pool.duplicates_dropped + dropped)
 
 
-@dataclass(frozen=True)
-class _Description:
-    format: str
-    task: str
-    videos: tuple[Video, ...]
-    made_by: tuple[str, ...]
+def count_similar(pool: Pool) -> int:
+    """Sessions that share video, trace, start and all levels with an earlier one."""
+    return len(pool.episodes) - len({_decisions(episode) for episode in pool.episodes})
 
 
-def write_pool(pool: Pool, folder: Path) -> None:
-    """Writes a pool; the folder is made. ``pool.json`` comes last, so a torn pool is no pool."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-    videos = list(dict.fromkeys(episode.video for episode in pool.episodes))
-    place = {video: index for index, video in enumerate(videos)}
-    labels = [name for name in EPISODE_COLUMNS if name not in ("episode", "video")]
-    rows: dict[str, Any] = {
-        "episode": range(len(pool.episodes)),
-        "video": [place[episode.video] for episode in pool.episodes],
-        **{name: [getattr(episode, name) for episode in pool.episodes] for name in labels},
-    }
-    pl.DataFrame(rows, schema=EPISODE_COLUMNS).write_parquet(folder / EPISODES_FILE)
-    pl.concat(
-        [_chunk_frame(number, episode) for number, episode in enumerate(pool.episodes)],
-        how="diagonal",
-    ).write_parquet(folder / CHUNKS_FILE)
-    description = _Description(POOL_FORMAT, TASK, tuple(videos), pool.made_by)
-    text = json.dumps(dataclasses.asdict(description), indent=1)
-    (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+def _decisions(episode: Episode) -> Hashable:
+    return episode.video, episode.trace, episode.start_index, episode.level.tobytes()
 
 
-def _chunk_frame(number: int, episode: Episode) -> pl.DataFrame:
-    columns: dict[str, Any] = {
-        name: getattr(episode, name) for name in CHUNK_COLUMNS if name not in ("episode", "index")
-    }
-    count = episode.chunks
-    frame = pl.DataFrame(
-        {"episode": np.full(count, number), "index": np.arange(count), **columns},
-        schema_overrides=CHUNK_COLUMNS,
-    ).select(*CHUNK_COLUMNS)
-    return frame.with_columns(
-        pl.Series(f"{VALUE_PREFIX}{level}", episode.values[:, level], dtype=pl.Float32)
-        for level in range(episode.video.levels)
-    )
+def _content(episode: Episode) -> Hashable:
+    measured = (episode.download_s, episode.rebuffer_s, episode.buffer_s, episode.qoe)
+    return _decisions(episode), *(column.tobytes() for column in measured)
 
 
-def read_pool(folder: Path) -> Pool:
-    """Reads a pool.
+def _labels(episode: Episode) -> int:
+    """How many kinds of labels an episode has."""
+    return int((episode.expert[1:] != NO_LABEL).all()) + int(np.isfinite(episode.values[1:]).all())
+
+
+def pool_ladder(pool: Pool) -> tuple[float, ...]:
+    """The bitrates of all sessions, kbit/s.
 
     Raises:
-        PoolError: a file is missing or malformed; the message names it, and the column or key.
+        PoolError: there are several ladders; the message lists them.
     """
-    description = _read_description(folder / DESCRIPTION_FILE)
-    meta = _read_frame(folder / EPISODES_FILE, EPISODE_COLUMNS)
-    chunks = _read_frame(folder / CHUNKS_FILE, CHUNK_COLUMNS)
-    parts = chunks.partition_by("episode", as_dict=True, maintain_order=True)
-    episodes = []
-    for row in meta.iter_rows(named=True):
-        part = parts.get((row.pop("episode"),))
-        number = row.pop("video")
-        if part is None or number >= len(description.videos):
-            raise PoolError(f"{folder / EPISODES_FILE}: an episode lacks its chunks or its video")
-        episodes.append(
-            _read_episode(part, description.videos[number], row, path=folder / CHUNKS_FILE)
-        )
-    if not episodes:
-        raise PoolError(f"{folder / EPISODES_FILE}: the pool is empty")
-    return Pool(tuple(episodes), description.made_by)
-
-
-def _read_description(path: Path) -> _Description:
-    try:
-        text = path.read_text(encoding="utf-8")
-        description = pydantic.TypeAdapter(_Description).validate_json(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PoolError(f"{path}: cannot be read: {error}") from error
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "document"
-        raise PoolError(f"{path}: {key}: {first['msg']}") from error
-    except VideoFormatError as error:
-        raise PoolError(f"{path}: videos: {error}") from error
-    if (description.format, description.task) != (POOL_FORMAT, TASK):
+    ladders = dict.fromkeys(episode.video.levels_kbps for episode in pool.episodes)
+    if len(ladders) > 1:
+        listed = "; ".join(", ".join(f"{rate:g}" for rate in ladder) for ladder in ladders)
         raise PoolError(
-            f"{path}: format {description.format!r}, task {description.task!r}; "
-            f"this version reads {POOL_FORMAT!r}, {TASK!r}"
+            f"the pool mixes {len(ladders)} ladders, a model is trained for one: {listed} kbit/s"
         )
-    return description
-
-
-def _read_frame(path: Path, columns: dict[str, Any]) -> pl.DataFrame:
-    try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise PoolError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    for name, dtype in columns.items():
-        if name not in frame.columns:
-            raise PoolError(f"{path}: column {name!r} is missing")
-        if frame[name].dtype != dtype:
-            raise PoolError(f"{path}: column {name!r} is {frame[name].dtype}, expected {dtype}")
-        if frame[name].null_count():
-            raise PoolError(f"{path}: column {name!r} has empty entries")
-    return frame
-
-
-def _read_episode(part: pl.DataFrame, video: Video, row: dict[str, Any], *, path: Path) -> Episode:
-    names = [f"{VALUE_PREFIX}{level}" for level in range(video.levels)]
-    missing = [name for name in names if name not in part.columns]
-    if missing:
-        raise PoolError(f"{path}: column {missing[0]!r} is missing")
-    count = part.height
-    if count > video.chunks or part["index"].to_list() != list(range(count)):
-        raise PoolError(f"{path}: column 'index' does not count the chunks of an episode from 0")
-    for name in ("size_bytes", "download_s"):
-        if not (part[name].is_finite().all() and (part[name] > 0).all()):
-            raise PoolError(f"{path}: column {name!r} has a value that is not positive")
-    for name in ("rebuffer_s", "buffer_s"):
-        if not (part[name].is_finite().all() and (part[name] >= 0).all()):
-            raise PoolError(f"{path}: column {name!r} has a value that is negative or not finite")
-    if not part["qoe"].is_finite().all():
-        raise PoolError(f"{path}: column 'qoe' has a value that is not finite")
-    level, expert = part["level"].to_numpy(), part["expert"].to_numpy()
-    for name, column, lowest in (("level", level, 0), ("expert", expert, NO_LABEL)):
-        if column.min() < lowest or column.max() >= video.levels:
-            raise PoolError(f"{path}: column {name!r} is off the ladder of {video.levels}")
-    return Episode(
-        video=video,
-        level=level.astype(np.int64),
-        size_bytes=part["size_bytes"].to_numpy(),
-        download_s=part["download_s"].to_numpy(),
-        rebuffer_s=part["rebuffer_s"].to_numpy(),
-        buffer_s=part["buffer_s"].to_numpy(),
-        qoe=part["qoe"].to_numpy(),
-        expert=expert.astype(np.int64),
-        values=part.select(names).to_numpy().astype(np.float64),
-        **row,
-    )
+    return next(iter(ladders))

@@ -1,11 +1,13 @@
 """How long a decision takes, in-process and over HTTP, for every controller, side by side.
 
-    .venv/bin/python benchmarks/decisions.py [--rounds 3] [--only controllers|inference|crowd]
+    .venv/bin/python benchmarks/decisions.py [--rounds 3] [--only controllers|inference|sizes|crowd]
 
 ``controllers``: each answers all observations of the same sessions, of others in each round, for
 what was answered once may be kept; the figures are the median round's, the ratio is to ``bba``, the
-cheapest rule. ``inference``: the adapted model with a
-recomputed window and with kept keys and values, one session at a time. ``crowd``: the same two,
+cheapest rule. ``inference``: the adapted model with a recomputed window, with kept keys and values,
+and with int8 weights, one session at a time, and how many decisions each shares with the first.
+``sizes``: the first two for models of two sizes, blocks of 5 and 10 steps, 1 and 2 threads, at the
+longest window; beside them what reading the layers' weights once takes. ``crowd``: the first two,
 with 64 sessions that ask the HTTP service at once and again as soon as they are answered, service
 and clients in one process. Cores, load and spread are printed with the figures.
 """
@@ -14,14 +16,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
+import transformers
 
+from adapters.backbones import load_backbone
+from adapters.passes import LeanPass
+from adapters.policy import AbrModelConfig, AbrPolicy
 from controllers import registry
 from controllers.client import ControllerClient
 from controllers.service import ControllerService
@@ -35,6 +45,14 @@ SESSIONS = 4
 TASK = "abr"
 MODEL = "netllm"
 WAYS = ("full", "auto")
+SINGLE_WAYS = (*WAYS, "int8")
+#: How the library may attend; its full pass is timed with the faster one.
+ATTENTION = ("sdpa", "eager")
+BLOCKS, THREADS = (5, 10), (1, 2)
+#: Size of GPT-2 small; its vocabulary is not used.
+GPT2_SMALL = transformers.GPT2Config(
+    n_embd=768, n_layer=12, n_head=12, vocab_size=16, bos_token_id=None, eos_token_id=None
+)
 CROWD = 64
 #: Chunks that each session of the crowd asks about, once its window is long. The sessions start at
 #: different places in their blocks, as sessions do that nobody started together.
@@ -144,27 +162,92 @@ def compare_controllers(rounds: int) -> None:
         )
 
 
+@torch.inference_mode()
 def compare_inference(rounds: int) -> None:
     """Prints the ways to compute the adapted model's answers, one session at a time."""
-    arms = {way: registry.create(TASK, MODEL, {"inference": way}) for way in WAYS}
+    arms = {way: registry.create(TASK, MODEL, {"inference": way}) for way in SINGLE_WAYS}
     block = arms["full"].policy.config.block  # type: ignore[attr-defined]
     asked = [one[2 * block - 1 :] for one in played(rounds * SESSIONS)]
-    took: dict[str, list[float]] = {way: [] for way in WAYS}
+    took: dict[str, list[float]] = {way: [] for way in SINGLE_WAYS}
+    levels: dict[str, list[object]] = {way: [] for way in SINGLE_WAYS}
+
+    def ask(way: str, one: AbrObservation) -> None:
+        levels[way].append(arms[way].decide(one))
+
     for session in asked:  # in turns, so that a busy moment hits all alike
-        for way in WAYS:
-            took[way] += timed(arms[way].decide, session)
+        for way in SINGLE_WAYS:
+            took[way] += timed(functools.partial(ask, way), session)
     longest = [one.chunk_index % block == block - 1 for session in asked for one in session]
     print(f"\n{MODEL}, {len(asked)} sessions from chunk {2 * block} on, 1 thread, {surroundings()}")
-    print(f"{'inference':10} {'p50 ms':>8} {'p99 ms':>8} {'p99/p50':>8} {'longest window':>15}")
-    whole = {way: float(np.median(np.array(took[way])[longest])) for way in WAYS}
-    for way in WAYS:
+    print(
+        f"{'inference':10} {'p50 ms':>8} {'p99 ms':>8} {'p99/p50':>8} {'x faster':>9} "
+        f"{'longest window':>15} {'x faster':>9} {'same level':>11}"
+    )
+    for way in SINGLE_WAYS:
         p50, p99 = (float(np.percentile(took[way], share)) for share in (50, 99))
         name = arms[way].policy.inference  # type: ignore[attr-defined]
-        print(f"{name:10} {p50:8.2f} {p99:8.2f} {p99 / p50:8.2f} {whole[way]:15.2f}")
+        whole, full = (float(np.median(np.array(took[one])[longest])) for one in (way, "full"))
+        same = np.mean([a == b for a, b in zip(levels[way], levels["full"], strict=True)])
+        print(
+            f"{name:10} {p50:8.2f} {p99:8.2f} {p99 / p50:8.2f} "
+            f"{np.median(took['full']) / p50:9.2f} {whole:15.2f} {full / whole:9.2f} {same:11.2%}"
+        )
+
+
+@torch.inference_mode()
+def compare_sizes(rounds: int) -> None:
+    """Prints the full and the lean pass for models of two sizes, at the longest window."""
+    sessions = played(rounds)
+    print(f"\ndecisions at the longest window, {rounds} sessions, ms, {surroundings()}")
     print(
-        f"full / {arms['auto'].policy.inference}: "  # type: ignore[attr-defined]
-        f"{np.median(took['full']) / np.median(took['auto']):.2f} over all, "
-        f"{whole['full'] / whole['auto']:.2f} at the longest window"
+        f"{'model':8} {'block':>5} {'threads':>7} {'full':>8} {'lean':>8} {'full / lean':>12} "
+        f"{'weights':>9} {'read once':>10} {'differ by':>10}"
+    )
+    usual = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2_SMALL.save_pretrained(folder)
+        for name, source in (("minilm", "minilm"), ("gpt2", f"{folder}:random-0")):
+            for block, threads in itertools.product(BLOCKS, THREADS):
+                torch.set_num_threads(threads)
+                print(f"{name:8} {block:5} {threads:7} {_compare_size(source, block, sessions)}")
+    torch.set_num_threads(usual)
+
+
+def _compare_size(source: str, block: int, sessions: Sequence[Sequence[AbrObservation]]) -> str:
+    backbone = load_backbone(source)
+    torch.manual_seed(0)
+    config = AbrModelConfig(levels_kbps=sessions[0][0].levels_kbps, block=block)
+    lean = AbrPolicy(config, backbone).freeze("lean")
+    full = AbrPolicy(config, backbone.share())
+    full.load_state_dict(lean.adapter_state(), strict=False)
+    full.freeze("full")
+    took: dict[str, list[float]] = {way: [] for way in ("lean", *ATTENTION)}
+    differences, reading = [], []
+    layers: Any = LeanPass(lean.backbone).model.layers
+    matrices = [
+        getattr(layer, name).weight for layer in layers for name in ("qkv", "out", "up", "down")
+    ]
+    for one in itertools.chain.from_iterable(sessions):
+        if one.chunk_index < 2 * block - 2 or one.chunk_index % block < block - 2:
+            continue
+        if one.chunk_index % block == block - 2:  # the step before, so that only the last is new
+            lean.answers([one])
+            continue
+        for attention in ATTENTION:
+            full.backbone.model.set_attn_implementation(attention)  # type: ignore[operator]
+            took[attention] += timed(full.decide, [one])
+        took["lean"] += timed(lean.decide, [one])
+        differences.append(float((full.answers([one]) - lean.answers([one])).abs().max()))
+        began = time.perf_counter()
+        for matrix in matrices:
+            matrix.sum()
+        reading.append((time.perf_counter() - began) * 1000)
+    whole = min(statistics.median(took[attention]) for attention in ATTENTION)
+    fast = statistics.median(took["lean"])
+    size = sum(one.nbytes for one in matrices) / 1e6
+    return (
+        f"{whole:8.2f} {fast:8.2f} {whole / fast:12.2f} {size:6.0f} MB "
+        f"{statistics.median(reading):10.2f} {max(differences):10.1e}"
     )
 
 
@@ -195,12 +278,14 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=("controllers", "inference", "crowd"))
+    parser.add_argument("--only", choices=("controllers", "inference", "sizes", "crowd"))
     given = parser.parse_args()
     if given.only in (None, "controllers"):
         compare_controllers(given.rounds)
     if given.only in (None, "inference"):
         compare_inference(given.rounds)
+    if given.only in (None, "sizes"):
+        compare_sizes(given.rounds)
     if given.only in (None, "crowd"):
         compare_crowd()
 

@@ -73,6 +73,32 @@ class LinkTable:
         moved_s = self._transfer_s(link, wire_bits, position_s)
         return moved_s + self._rtt_s[link], moved_s
 
+    def capacity_mbps(
+        self, link: IntArray, position_s: FloatArray, ahead_s: FloatArray
+    ) -> FloatArray:
+        """Mean capacity of each ``link`` from a position on, which no controller may know.
+
+        Args:
+            link: ``(B,)``.
+            position_s: ``(B,)`` positions in the traces.
+            ahead_s: ``(H,)`` spans, above 0 seconds.
+
+        Returns:
+            ``(B, H)`` Mbit/s over each span; the traces start over at their ends.
+        """
+        links = np.repeat(link, len(ahead_s))
+        start_s = np.repeat(position_s, len(ahead_s))
+        spans_s = np.tile(ahead_s, len(link))
+        bits = self._bits_until(links, start_s + spans_s) - self._bits_until(links, start_s)
+        return np.asarray((bits / spans_s / BITS_PER_MEGABIT).reshape(len(link), -1))
+
+    def _bits_until(self, link: IntArray, at_s: FloatArray) -> FloatArray:
+        """As :meth:`Trace.bits_until`, but for rounding."""
+        passes, within_s = _divmod(at_s, self._duration_s[link])
+        step = self._edges_s.count(link, within_s, np.less_equal) - 1
+        sent = (within_s - self._edges_s.values[step]) * self._bits_per_s[step]
+        return np.asarray(passes * self._pass_bits[link] + self._bits.values[step] + sent)
+
     def _transfer_s(self, link: IntArray, bits: FloatArray, start_s: FloatArray) -> FloatArray:
         """As :meth:`Trace.transfer_s`."""
         duration_s = self._duration_s[link]

@@ -186,6 +186,14 @@ class Sessions:
             past_buffer_s=self._view(rows.buffer_s, self._chunk),
         )
 
+    def capacity_mbps(self, ahead_s: FloatArray) -> FloatArray:
+        """``(B, H)`` mean capacity of the links over the next H spans, for critics in training.
+
+        Args:
+            ahead_s: ``(H,)`` seconds, above 0.
+        """
+        return self._links.capacity_mbps(self._link_index, self._position_s, ahead_s)
+
     def step(self, levels: ArrayLike) -> FloatArray:
         """Plays the next chunk of every session at its level.
 

@@ -1,102 +1,41 @@
-"""``testbed collect``, ``pool`` and ``train``: from sessions to an adapted model."""
+"""``testbed train``: from experience pools to an adapted model."""
 
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
+import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapters.hindsight import Hindsight
-from adapters.pools import PoolError, describe_pool, join_pools, read_pool, write_pool
+from adapters.pool_files import read_pool
+from adapters.pools import PoolError, drop_duplicates, join_pools
 from player.observation import ObservationError
-from testbed.collecting import collect_pool, draw_starts
-from testbed.console import (
-    data_folder,
-    errors,
-    number,
-    print_json,
-    printed,
-    show_progress,
-    show_steps,
-)
-from testbed.experiment import ConfigError, Plan, plan_experiment, read_experiment
+from testbed import cli_baselines, cli_forecast, cli_fugu
+from testbed.cli_pools import DataOption, command_line, plan_of
+from testbed.cli_pools import collect as collect
+from testbed.cli_pools import pool_app as pool_app
+from testbed.console import errors, number, printed, show_steps
+from testbed.experiment import ConfigError
 from testbed.rollouts import rollout_score
-from testbed.runner import default_jobs
+from testbed.training_report import write_training_report
+
+if TYPE_CHECKING:
+    from adapters.training import TrainingReport
+    from adapters.training_loop import TrainingDiverged
 
 train_app = typer.Typer(help="Adapt a language model.", no_args_is_help=True)
-pool_app = typer.Typer(help="Experience pools.", no_args_is_help=True)
+cli_baselines.add_commands(train_app)
+train_app.command("forecast")(cli_forecast.train_forecast)
+train_app.command("fugu")(cli_fugu.train_fugu)
 
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder that data: stands for.", envvar="TESTBED_DATA")
-]
+EXIT_FAILED = 1
 
 
 class TrainingInputError(ValueError):
     """Something given to ``train`` or ``collect`` is wrong; the message says what."""
-
-
-def collect(
-    experiment: Annotated[Path, typer.Argument(help="The experiment whose arms play.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pool; must not exist.")],
-    starts: Annotated[
-        int | None, typer.Option(min=1, help="Start points per trace, drawn by the seed.")
-    ] = None,
-    expert: Annotated[
-        str | None, typer.Option(help="Controller that labels every state with its decision.")
-    ] = None,
-    hindsight: Annotated[
-        bool, typer.Option("--hindsight", help="Value every level of every state in hindsight.")
-    ] = False,
-    data: DataOption = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key.")
-    ] = None,
-    driver: Annotated[str | None, typer.Option(help="simulated or emulated.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Sessions at once.")] = None,
-) -> None:
-    """Plays an experiment's sessions and keeps them as an experience pool."""
-    if out.exists():
-        raise ConfigError(f"{out} exists; choose another --out")
-    plan = _plan(experiment, data, overrides, driver)
-    if starts is not None:
-        plan = draw_starts(plan, starts)
-    with show_progress(quiet=False) as progress:
-        progress.planned(len(plan.sessions), 0)
-        pool = collect_pool(
-            plan,
-            expert=expert,
-            hindsight=Hindsight() if hindsight else None,
-            jobs=jobs or default_jobs(plan, plan.sessions),
-            made_by=(_command(),),
-            on_session=progress.session_finished,
-        )
-    write_pool(pool, out)
-    failed = len(plan.sessions) - len(pool.episodes)
-    printed.print(
-        f"{len(pool.episodes)} sessions, {pool.chunks} chunks in {out}",
-        soft_wrap=True,
-    )
-    if failed:
-        errors.print(f"{failed} sessions failed and are not in the pool")
-        raise typer.Exit(1)
-
-
-@pool_app.command()
-def describe(
-    pool: Annotated[Path, typer.Argument(help="Folder of the pool.")],
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> None:
-    """Says what is in a pool: sessions, chunks, arms, labels."""
-    summary = dataclasses.asdict(describe_pool(read_pool(pool)))
-    if as_json:
-        print_json(summary)
-        return
-    for key, value in summary.items():
-        printed.print(f"{key}: {value}", soft_wrap=True)
 
 
 @train_app.command("abr")
@@ -119,47 +58,96 @@ def train_abr(
         bool, typer.Option("--tell-returns", help="Condition on return-to-go, as NetLLM does.")
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto (the GPU if there is one), cpu or cuda.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed training.")] = False,
     data: DataOption = None,
 ) -> None:
     """Adapts a language model to bitrate control."""
     # torch takes seconds to load: only this command pays for it.
-    from adapters import backbones, checkpoints, training
+    from adapters import backbones, checkpoints, training, training_loop
 
-    score = None if validate is None else rollout_score(_plan(validate, data, None, None))
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise ConfigError(f"{out} is not empty; go on with --resume or choose another --out")
+    score = None if validate is None else rollout_score(plan_of(validate, data, None, None))
+    check_out(out, resume=resume)
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "patience": patience,
         "threads": threads,
+        "device": device,
     }
     try:
         config = dataclasses.replace(
-            training.TrainingConfig(seed=seed, tell_returns=tell_returns),
+            training.TrainingConfig(
+                seed=seed,
+                tell_returns=tell_returns,
+                gradient_checkpointing=gradient_checkpointing,
+            ),
             **{key: value for key, value in given.items() if value is not None},
         )
-        with show_steps() as on_progress:
+        with show_steps() if is_main_process() else nullcontext() as on_progress:
             report = training.train_abr(
-                join_pools([read_pool(folder) for folder in pool]),
+                drop_duplicates(join_pools([read_pool(folder) for folder in pool])),
                 backbone,
                 out,
                 config=config,
                 evaluate=score,
-                command=_command(),
+                command=command_line(),
                 resume=resume,
                 on_progress=on_progress,
             )
+    except training_loop.TrainingDiverged as error:
+        tell_divergence(error, out)
+        raise typer.Exit(EXIT_FAILED) from error
     except (
         backbones.BackboneError,
         checkpoints.CheckpointError,
-        training.TrainingError,
+        training_loop.TrainingError,
         ObservationError,
         PoolError,
     ) as error:
         raise TrainingInputError(str(error)) from error
+    if is_main_process():
+        _show(report)
+        printed.print(f"Report: {write_training_report(out)}", soft_wrap=True)
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuses a checkpoint folder that holds something, unless its training goes on.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not resume)):
+        raise ConfigError(f"{out} is not empty; go on with --resume or choose another --out")
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process of a training, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell_divergence(error: TrainingDiverged, out: Path) -> None:
+    """Says what became of a training that diverged, and how to go on; writes its report."""
+    errors.print(f"failed: {error}", style="red", soft_wrap=True)
+    lower = f"a lower rate, say --learning-rate {error.learning_rate / 3:.1g}"
+    if not error.kept_epochs:
+        errors.print(f"No epoch was finished: start again with {lower}", soft_wrap=True)
+        return
+    if is_main_process():
+        report = write_training_report(out)
+        errors.print(f"{out} has the best epoch before that; see {report}", soft_wrap=True)
+    errors.print(
+        f"--resume goes on behind epoch {error.kept_epochs}: do so with {lower}", soft_wrap=True
+    )
+
+
+def _show(report: TrainingReport) -> None:
     for epoch in report.epochs:
         chosen = " *" if epoch.epoch == report.best_epoch else ""
         regret = number(epoch.valid_regret)
@@ -168,18 +156,3 @@ def train_abr(
             f"regret {regret}, QoE {number(epoch.valid_qoe)}{chosen}",
         )
     printed.print(f"Checkpoint: {report.checkpoint}", soft_wrap=True)
-
-
-def _plan(
-    experiment: Path, data: Path | None, overrides: list[str] | None, driver: str | None
-) -> Plan:
-    return plan_experiment(
-        read_experiment(experiment, overrides=overrides or (), driver=driver),
-        data_dir=data_folder(data),
-        base=experiment.parent,
-    )
-
-
-def _command() -> str:
-    """The command as typed, for descriptions and cards."""
-    return shlex.join(["testbed", *sys.argv[1:]])

@@ -1,20 +1,24 @@
-"""Experience pools from the sessions of an experiment."""
+"""Experience pools from the sessions of an experiment, or from the results of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from adapters.hindsight import Hindsight, hindsight_values
-from adapters.pools import Expert, PlayedSession, Pool, Values, pool_from_sessions
-from controllers import registry
+from adapters.pools import Pool, PoolError, drop_duplicates, pool_of
 from player.records import SessionRecord
-from player.trace import FloatArray, Trace
+from player.trace import Trace
+from testbed.builtin import DataNotFound, resolve_video
 from testbed.emulation import EmulatedSession, emulate
-from testbed.experiment import ConfigError, Experiment, Plan, Session, list_sessions
-from testbed.simulation import link_model, simulate
+from testbed.experiment import ConfigError, Plan, Session, list_sessions, read_experiment
+from testbed.labelling import NO_LABELS, Job, Labeller, Labels, label_sessions
+from testbed.results import EXPERIMENT, TRACES, read_results
+from testbed.runner import default_jobs
+
+OnSession = Callable[[SessionRecord], None]
 
 
 def draw_starts(plan: Plan, starts_per_trace: int) -> Plan:
@@ -35,101 +39,141 @@ def draw_starts(plan: Plan, starts_per_trace: int) -> Plan:
 def collect_pool(
     plan: Plan,
     *,
-    expert: str | None,
-    hindsight: Hindsight | None,
-    jobs: int,
+    labels: Labels = NO_LABELS,
+    jobs: int | None = None,
     made_by: tuple[str, ...],
-    on_session: Callable[[SessionRecord], None],
+    on_session: OnSession,
 ) -> Pool:
-    """Plays all sessions of a plan and makes a pool of them.
+    """Plays all sessions of a plan and makes a pool of them, identical sessions once.
+
+    Simulated sessions are played and labelled in ``jobs`` processes, which changes no result.
+    Emulated ones are played ``jobs`` at once, and then labelled in a process per core.
 
     Args:
         plan: the experiment.
-        expert: controller that labels every state with what it would have done.
-        hindsight: search that values every level of every state from the known trace; simulated
-            sessions only.
-        jobs: sessions at once.
+        labels: what every state is labelled with.
+        jobs: sessions at once; None chooses.
         made_by: lines for the pool's description.
         on_session: is told of every session.
 
     Raises:
-        ConfigError: hindsight is asked of emulated sessions.
+        ConfigError: labels that need the link model are asked of emulated sessions.
         PoolError: no session was finished.
         UnknownController, InvalidOptions: an arm or the expert cannot be made.
     """
-    experiment = plan.experiment
-    if hindsight is not None and experiment.driver != "simulated":
-        raise ConfigError("hindsight values need the link model of simulated sessions")
-    label = _expert(experiment, plan.traces, expert)
-    value = None if hindsight is None else _values(experiment, plan.traces, hindsight)
-    records: list[SessionRecord] = []
+    todo = [Job(session) for session in plan.sessions]
+    if plan.experiment.driver == "simulated":
+        return _label(plan, todo, labels, jobs, made_by, on_session)
+    Labeller(plan, labels)  # whatever is wrong with the labels is found before any session
+    by_key = {
+        (session.arm.label, session.trace.name, session.start_index, session.client): session
+        for session in plan.sessions
+    }
+    records: dict[int, SessionRecord] = {}
 
-    def keep(record: SessionRecord) -> None:
-        records.append(record)
+    def keep(ended: EmulatedSession) -> None:
+        record = ended.record
+        session = by_key[record.arm, record.trace, record.start_index, record.client]
+        records[session.number] = record
         on_session(record)
 
-    if experiment.driver == "simulated":
-        for record in simulate(plan, plan.sessions, jobs=jobs):
-            keep(record)
-    else:
-
-        def keep_emulated(session: EmulatedSession) -> None:
-            keep(session.record)
-
-        emulate(plan, plan.sessions, jobs=jobs, on_session=keep_emulated, on_chunk=_ignore)
-    return pool_from_sessions(
-        (PlayedSession(plan.video, record) for record in records),
-        expert=label,
-        values=value,
-        made_by=made_by,
+    emulate(
+        plan,
+        plan.sessions,
+        jobs=jobs or default_jobs(plan, plan.sessions),
+        on_session=keep,
+        on_chunk=_ignore,
     )
+    played = [
+        Job(session, records[session.number])
+        for session in plan.sessions
+        if session.number in records
+    ]
+    return _label(plan, played, labels, None, made_by, _ignore_record)
+
+
+def import_pool(
+    folder: Path,
+    *,
+    data_dir: Path | None,
+    video: str | None = None,
+    labels: Labels = NO_LABELS,
+    jobs: int | None = None,
+    made_by: tuple[str, ...] = (),
+    on_session: OnSession = lambda record: None,
+) -> Pool:
+    """Makes a pool of the sessions in a result folder, simulated or emulated.
+
+    The folder says what every chunk was like; the sizes of the levels that were not taken come
+    from the video that its experiment names. Sizes that were taken must agree with it.
+
+    Args:
+        folder: of a run.
+        data_dir: what ``data:`` stands for.
+        video: where the sizes are instead, as in an experiment's ``video.sizes``.
+        labels: what every state is labelled with.
+        jobs: processes that label; None chooses.
+        made_by: lines for the pool's description.
+        on_session: is told of every session when it is labelled.
+
+    Raises:
+        ResultsError: the folder is no result folder, or malformed.
+        ConfigError: its experiment is missing or of another task, or the video is not found.
+        PoolError: the video is not the one that was played, or no session was finished.
+    """
+    results = read_results(folder)
+    path = folder / EXPERIMENT
+    if results.task != "abr":
+        raise ConfigError(f"{path}: task is {results.task!r}; there are pools of 'abr' only")
+    experiment = replace(read_experiment(path), driver=results.driver)  # type: ignore[arg-type]
+    spec = video or experiment.video.sizes
+    try:
+        table = resolve_video(
+            spec,
+            data_dir,
+            levels_kbps=experiment.video.levels_kbps,
+            chunk_s=experiment.video.chunk_s,
+        )
+    except DataNotFound as error:
+        raise ConfigError(f"{path}: video.sizes: {error}; say where it is with --video") from error
+    arms = {arm.label: arm for arm in experiment.arms}
+    jobs_to_do = []
+    for number, record in enumerate(results.sessions):
+        if record.arm not in arms or record.trace not in results.traces:
+            missing = f"arm {record.arm!r}" if record.arm not in arms else f"trace {record.trace!r}"
+            where = EXPERIMENT if record.arm not in arms else TRACES
+            raise ConfigError(f"{folder / where}: has no {missing}, which sessions.jsonl names")
+        session = Session(
+            number, arms[record.arm], results.traces[record.trace], record.start_index
+        )
+        jobs_to_do.append(Job(session, record))
+    plan = Plan(
+        experiment, table.first(experiment.chunks), tuple(job.session for job in jobs_to_do)
+    )
+    return _label(plan, jobs_to_do, labels, jobs, made_by, on_session)
+
+
+def _label(
+    plan: Plan,
+    todo: list[Job],
+    labels: Labels,
+    processes: int | None,
+    made_by: tuple[str, ...],
+    on_session: OnSession,
+) -> Pool:
+    episodes = []
+    for labelled in label_sessions(plan, todo, labels, processes=processes):
+        on_session(labelled.record)
+        if labelled.episode is not None:
+            episodes.append(labelled.episode)
+    if not episodes:
+        raise PoolError("no session of two chunks or more ended well: there is nothing to keep")
+    return drop_duplicates(pool_of(episodes, made_by=made_by))
 
 
 def _ignore(session: Session, index: int) -> None:
     """Chunks are of no interest here."""
 
 
-def _session_of(
-    experiment: Experiment, traces: Mapping[str, Trace], record: SessionRecord
-) -> Session:
-    arm = next(arm for arm in experiment.arms if arm.label == record.arm)
-    return Session(0, arm, traces[record.trace], record.start_index)
-
-
-def _expert(experiment: Experiment, traces: tuple[Trace, ...], name: str | None) -> Expert | None:
-    if name is None:
-        return None
-    by_name = {trace.name: trace for trace in traces}
-    controller = registry.create(experiment.task, name)
-    needs_future = registry.needs_future(experiment.task, name)
-
-    def expert(played: PlayedSession) -> Callable[..., int]:
-        if not needs_future:
-            return controller.decide
-        session = _session_of(experiment, by_name, played.record)
-        decide: Callable[..., int] = controller.for_session(  # type: ignore[attr-defined]
-            played.video,
-            link_model(experiment, session),
-            session.start_s,
-            experiment.player_config,
-        ).decide
-        return decide
-
-    return expert
-
-
-def _values(experiment: Experiment, traces: tuple[Trace, ...], search: Hindsight) -> Values:
-    by_name = {trace.name: trace for trace in traces}
-
-    def values(played: PlayedSession) -> FloatArray:
-        session = _session_of(experiment, by_name, played.record)
-        return hindsight_values(
-            played.video,
-            played.record.chunks,
-            link_model(experiment, session),
-            start_s=session.start_s,
-            player=experiment.player_config,
-            search=search,
-        )
-
-    return values
+def _ignore_record(record: SessionRecord) -> None:
+    """It was told when it was played."""

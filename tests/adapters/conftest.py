@@ -47,7 +47,10 @@ CONFIGS = {
     "llama": transformers.LlamaConfig(**WIDTHS, **NO_TOKENS),
     "mistral": transformers.MistralConfig(**WIDTHS, num_key_value_heads=1, **NO_TOKENS),
     "qwen2": transformers.Qwen2Config(**WIDTHS, num_key_value_heads=1, **NO_TOKENS),
+    "qwen3": transformers.Qwen3Config(**WIDTHS, head_dim=8, num_key_value_heads=1, **NO_TOKENS),
     "phi": transformers.PhiConfig(**WIDTHS, **NO_TOKENS),
+    "phi3": transformers.Phi3Config(**WIDTHS, num_key_value_heads=1, **NO_TOKENS),
+    "gpt_neox": transformers.GPTNeoXConfig(**WIDTHS, **NO_TOKENS),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import passes
+from adapters import lean, passes
 from adapters.backbones import (
     FAMILIES,
     Backbone,
@@ -21,14 +21,16 @@ from adapters.backbones import (
 from adapters.encoders import StepEncoder, StepTensors
 from adapters.features import StepFeatures, window_features
 from adapters.inference import choose_pass
-from adapters.passes import FEW_TOKENS, LeanEncoder, LeanPass, Row
+from adapters.lean import LEAN_FAMILIES, LeanModel
+from adapters.passes import LeanEncoder, LeanPass, Row
 from adapters.pools import Pool
+from adapters.tokens import NETLLM
 
 BLOCK = 3
 WIDEST = 128  # positions of the tiny models
 #: Differences of another order of sums, for values near 1.
 NOISE = 1e-5
-FASTEST = dict.fromkeys(FAMILIES, "cached") | {"bert": "lean", "gpt2": "lean"}
+FASTEST = dict.fromkeys(FAMILIES, "cached") | dict.fromkeys(LEAN_FAMILIES, "lean")
 
 
 def adapted(folder: Path) -> Backbone:
@@ -56,7 +58,7 @@ def backbone(
 @torch.inference_mode()
 def test_rows_of_any_length_give_what_each_whole_sequence_gives(backbone: Backbone) -> None:
     """Three causal sequences, cut at different places, two goes over the batch."""
-    kind, run = choose_pass(backbone, BLOCK, "auto")
+    kind, run = choose_pass(backbone, NETLLM, BLOCK, "auto")
     assert kind == FASTEST[backbone.family]
     assert run is not None
     layers, two, heads, width = run.memory_shape
@@ -81,17 +83,17 @@ def test_rows_of_any_length_give_what_each_whole_sequence_gives(backbone: Backbo
 
 
 def test_minilm_is_lean() -> None:
-    assert choose_pass(load_backbone("minilm"), BLOCK, "auto")[0] == "lean"
+    assert choose_pass(load_backbone("minilm"), NETLLM, BLOCK, "auto")[0] == "lean"
 
 
 def test_a_forced_way_that_does_not_work_is_told(
     make_backbone: Callable[..., Path], tmp_path: Path
 ) -> None:
-    llama = adapted(make_backbone("llama", tmp_path / "llama"))
-    with pytest.raises(BackboneError, match=r"'lean' does not work: .*'llama'.* for bert, gpt2"):
-        choose_pass(llama, BLOCK, "lean")
-    assert choose_pass(llama, BLOCK, "cached")[0] == "cached"
-    assert choose_pass(llama, BLOCK, "full") == ("full", None)
+    phi = adapted(make_backbone("phi", tmp_path / "phi"))
+    with pytest.raises(BackboneError, match=r"'lean' does not work: .*'phi'.* for bert, gpt2"):
+        choose_pass(phi, NETLLM, BLOCK, "lean")
+    assert choose_pass(phi, NETLLM, BLOCK, "cached")[0] == "cached"
+    assert choose_pass(phi, NETLLM, BLOCK, "full") == ("full", None)
 
 
 def test_a_pass_that_is_not_exact_is_not_taken(
@@ -99,26 +101,26 @@ def test_a_pass_that_is_not_exact_is_not_taken(
 ) -> None:
     """Whatever a library's next version or an odd variant changes."""
     bert = adapted(Path(tiny_backbone))
-    describe = passes.LEAN_FAMILIES["bert"]
+    describe = LEAN_FAMILIES["bert"]
 
-    def wrong(model: object) -> passes.LeanModel:
-        return dataclasses.replace(describe(model), activation=torch.relu)
+    def wrong(model: object, weights: lean._Weights) -> LeanModel:
+        return dataclasses.replace(describe(model, weights), activation=torch.relu)
 
-    def gone(model: object) -> passes.LeanModel:
+    def gone(model: object, weights: lean._Weights) -> LeanModel:
         raise AttributeError("'BertModel' object has no attribute 'encoder'")
 
     def no_library(*_: object) -> None:
         raise TypeError("forward() got an unexpected keyword argument 'past_key_values'")
 
     for changed, says in ((wrong, "differs from the full pass by"), (gone, "no attribute")):
-        monkeypatch.setitem(passes.LEAN_FAMILIES, "bert", changed)
-        assert choose_pass(bert, BLOCK, "auto")[0] != "lean"
+        monkeypatch.setitem(LEAN_FAMILIES, "bert", changed)
+        assert choose_pass(bert, NETLLM, BLOCK, "auto")[0] != "lean"
         with pytest.raises(BackboneError, match=says):
-            choose_pass(bert, BLOCK, "lean")
+            choose_pass(bert, NETLLM, BLOCK, "lean")
     monkeypatch.setattr(passes.LibraryPass, "_run", no_library)
-    assert choose_pass(bert, BLOCK, "auto") == ("full", None)
+    assert choose_pass(bert, NETLLM, BLOCK, "auto") == ("full", None)
     with pytest.raises(BackboneError, match=r"'cached' does not work: .*unexpected keyword"):
-        choose_pass(bert, BLOCK, "cached")
+        choose_pass(bert, NETLLM, BLOCK, "cached")
 
 
 def test_an_unknown_activation_is_named(tiny_backbone: str) -> None:
@@ -126,19 +128,6 @@ def test_an_unknown_activation_is_named(tiny_backbone: str) -> None:
     bert.model.config.hidden_act = "mish"
     with pytest.raises(BackboneError, match=r"activation 'mish'; there is one for gelu, "):
         LeanPass(bert)
-
-
-@pytest.mark.parametrize("count", [1, 2, FEW_TOKENS, FEW_TOKENS + 1])
-@pytest.mark.parametrize(("out", "size"), [(1152, 384), (6, 5), (7, 16)])
-def test_products_in_blocks_are_products(count: int, out: int, size: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    inputs, weight, bias = (
-        torch.randn(shape, generator=generator) for shape in ((count, size), (out, size), (out,))
-    )
-    expected = torch.nn.functional.linear(inputs, weight, bias)
-    torch.testing.assert_close(
-        passes.linear(inputs, (weight, bias)), expected, atol=1e-4, rtol=NOISE
-    )
 
 
 @pytest.mark.parametrize("target", [0.0, 0.7])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import torch
@@ -8,29 +9,37 @@ import torch
 from adapters.backbones import load_backbone
 from adapters.policy import AbrModelConfig, AbrPolicy, LadderError
 from adapters.pools import Pool
+from adapters.tokens import LAYOUTS
 from player.observation import AbrObservation
 
 #: Logits of one observation may differ by float noise between batch shapes, not more.
 NOISE = 1e-5
 
 
-def make_policy(backbone: str, seed: int = 0) -> AbrPolicy:
+def make_policy(
+    backbone: str, seed: int = 0, layout: Literal["netllm", "forecast"] = "netllm"
+) -> AbrPolicy:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = AbrModelConfig(
-            levels_kbps=(300, 750, 1200, 1850, 2850, 4300), block=3, feature_size=8, lora_rank=2
+            levels_kbps=(300, 750, 1200, 1850, 2850, 4300),
+            layout=layout,
+            block=3,
+            feature_size=8,
+            lora_rank=2,
         )
         policy = AbrPolicy(config, load_backbone(backbone))
         for key, weight in policy.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(weight, std=0.3)
-        torch.nn.init.normal_(policy.head.weight, std=1.0)
+        for weight in policy.head.parameters():
+            torch.nn.init.normal_(weight, std=1.0)
     return policy
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_backbone: str) -> AbrPolicy:
-    return make_policy(tiny_backbone).freeze()
+@pytest.fixture(scope="module", params=LAYOUTS)
+def policy(tiny_backbone: str, request: pytest.FixtureRequest) -> AbrPolicy:
+    return make_policy(tiny_backbone, layout=request.param).freeze()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,7 @@ def observations(small_pool: Pool) -> list[AbrObservation]:
 def test_equal_observations_get_equal_answers(
     policy: AbrPolicy, observations: list[AbrObservation]
 ) -> None:
-    once, again = policy.logits(observations), policy.logits(observations)
+    once, again = policy.answers(observations), policy.answers(observations)
     assert torch.equal(once, again)
     assert len({policy.decide(one) for one in observations}) > 1  # the test is not vacuous
 
@@ -53,8 +62,8 @@ def test_equal_observations_get_equal_answers(
 def test_a_batch_answers_as_each_alone(
     policy: AbrPolicy, observations: list[AbrObservation]
 ) -> None:
-    batch = policy.logits(observations)
-    alone = torch.cat([policy.logits([one]) for one in observations])
+    batch = policy.answers(observations)
+    alone = torch.cat([policy.answers([one]) for one in observations])
     torch.testing.assert_close(batch, alone, atol=NOISE, rtol=0)
     assert policy.decide_many(observations) == [policy.decide(one) for one in observations]
 
@@ -67,7 +76,9 @@ def test_interleaved_sessions_answer_as_separate_instances(
         (policy.decide(one.observation(index)), policy.decide(two.observation(index)))
         for index in range(1, one.chunks)
     ]
-    fresh, other = make_policy(tiny_backbone).freeze(), make_policy(tiny_backbone).freeze()
+    layout = policy.config.layout
+    fresh = make_policy(tiny_backbone, layout=layout).freeze()
+    other = make_policy(tiny_backbone, layout=layout).freeze()
     assert [a for a, _ in mixed] == [fresh.decide(one.observation(i)) for i in range(1, one.chunks)]
     assert [b for _, b in mixed] == [other.decide(two.observation(i)) for i in range(1, two.chunks)]
 
@@ -81,7 +92,7 @@ def test_a_prefix_cache_could_not_change_an_answer(policy: AbrPolicy, small_pool
     from adapters.features import stack, window_features
     from adapters.tokens import window_start
 
-    block = policy.config.block
+    block, layout = policy.config.block, policy.config.tokens
     episode = small_pool.episodes[0]
     compared = 0
     for later in range(block + 1, episode.chunks):
@@ -97,10 +108,10 @@ def test_a_prefix_cache_could_not_change_an_answer(policy: AbrPolicy, small_pool
                 continue
             # The prefix that a cache would have kept after the decision before: every token but
             # the sizes of past steps, which nobody looks at.
-            count = (earlier - start + 1) * 8
+            count = (earlier - start + 1) * layout.step_tokens
             with torch.no_grad():
                 prefix = policy.backbone(tokens[:, :count], allowed[:count, :count])
-            kept = [index for index in range(count) if index % 8 != 6]
+            kept = [index for index in range(count) if index % layout.step_tokens != layout.read]
             torch.testing.assert_close(
                 prefix[:, kept], hidden[:, kept][:, : len(kept)], atol=NOISE, rtol=0
             )
@@ -145,8 +156,9 @@ def test_no_dropout_in_evaluation_and_none_in_the_frozen_model(tiny_backbone: st
 
 
 def test_another_ladder_names_the_size_of_the_checkpoint(
-    policy: AbrPolicy, observations: list[AbrObservation]
+    tiny_backbone: str, observations: list[AbrObservation]
 ) -> None:
+    policy = make_policy(tiny_backbone).freeze()
     one = observations[0]
     short = dataclasses.replace(
         one,
@@ -157,7 +169,29 @@ def test_another_ladder_names_the_size_of_the_checkpoint(
         policy.decide(short)
 
 
+def shorter(one: AbrObservation, levels: int) -> AbrObservation:
+    return dataclasses.replace(
+        one,
+        levels_kbps=one.levels_kbps[:levels],
+        upcoming_sizes_bytes=tuple(row[:levels] for row in one.upcoming_sizes_bytes),
+        history=tuple(
+            dataclasses.replace(past, level=min(past.level, levels - 1)) for past in one.history
+        ),
+    )
+
+
+@pytest.mark.parametrize("inference", ["full", "lean"])
+def test_the_forecast_layout_takes_any_ladder(
+    tiny_backbone: str, observations: list[AbrObservation], inference: Literal["full", "lean"]
+) -> None:
+    policy = make_policy(tiny_backbone, layout="forecast").freeze(inference)
+    asked = [shorter(one, levels) for one in observations[:6] for levels in (6, 2, 1, 4)]
+    answers = policy.decide_many(asked)
+    assert answers == [policy.decide(one) for one in asked]
+    assert all(level < one.levels for level, one in zip(answers, asked, strict=True))
+
+
 def test_freezing_keeps_the_answers(tiny_backbone: str, observations: list[AbrObservation]) -> None:
     policy = make_policy(tiny_backbone).eval()
-    before = policy.logits(observations)
-    torch.testing.assert_close(policy.freeze().logits(observations), before, atol=1e-4, rtol=1e-4)
+    before = policy.answers(observations)
+    torch.testing.assert_close(policy.freeze().answers(observations), before, atol=1e-4, rtol=1e-4)

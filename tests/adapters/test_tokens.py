@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.features import PAST_CHUNKS, StepFeatures, step_features, window_features
 from adapters.pools import PlayedSession, Pool, pool_from_sessions
-from adapters.tokens import (
-    TOKENS_PER_STEP,
-    Token,
-    attention_allowed,
-    read_positions,
-    window_start,
-    window_steps,
-    window_tokens,
-)
+from adapters.tokens import LAYOUTS, Layout, window_start, window_steps
 from player.machine import Player
 from player.observation import HISTORY_LIMIT, AbrObservation
 from player.trace import Trace
@@ -36,15 +28,25 @@ def test_window_starts_where_the_index_says(step: int, block: int) -> None:
     assert window_start(step + 1, block) in (start, start + block)
 
 
-def test_layout_is_causal_and_hides_sizes() -> None:
-    allowed = attention_allowed(window_tokens(2))
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_are_causal_and_hide_what_is_read(layout: Layout) -> None:
+    allowed = layout.attention_allowed(layout.window_tokens(2))
     assert not np.triu(allowed, 1).any()
     assert allowed.diagonal().all()
-    sizes = read_positions(4)
-    assert (sizes % TOKENS_PER_STEP == Token.SIZES).all()
-    assert (allowed[:, sizes].sum(axis=0) == 1).all()
-    others = np.setdiff1d(np.arange(len(allowed)), sizes)
+    read = layout.read_positions(4)
+    assert (read % layout.step_tokens == layout.read).all()
+    others = np.arange(len(allowed))
+    if layout.hides_read:
+        assert (allowed[:, read].sum(axis=0) == 1).all()
+        others = np.setdiff1d(others, read)
     assert allowed[np.ix_(others, others)].sum() == len(others) * (len(others) + 1) // 2
+    kept = [
+        layout.step_tokens * (one // layout.kept) + layout.token(one) for one in range(len(others))
+    ]
+    assert kept == others.tolist()
+    assert [layout.known(step) for step in range(3)] == [
+        int((others < position).sum()) for position in read[:3]
+    ]
 
 
 def same(one: StepFeatures, other: StepFeatures, *, but: tuple[str, ...] = ()) -> bool:

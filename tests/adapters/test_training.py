@@ -9,12 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.checkpoints import CheckpointError, builtin_checkpoints, load_checkpoint
+from adapters.checkpoints import (
+    CHECKPOINT_FORMAT,
+    CheckpointError,
+    builtin_checkpoints,
+    checkpoint_folder,
+    load_checkpoint,
+)
+from adapters.datasets import Batch
 from adapters.policy import AbrModelConfig
-from adapters.pools import Pool
-from adapters.training import Progress, TrainingConfig, TrainingError, train_abr
+from adapters.pools import Pool, PoolError
+from adapters.training import PoolLearner, TrainingConfig, train_abr
+from adapters.training_loop import Progress, TrainingDiverged, TrainingError
 from player.observation import AbrObservation
 
 CONFIG = TrainingConfig(
@@ -69,6 +78,12 @@ def test_training_lowers_the_loss_and_describes_itself(
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["command"] == "testbed train abr"
     assert card["best_epoch"] == report.best_epoch
+    assert card["chosen_by"] == "valid_loss"
+    assert card["wall_s"] > 0
+    assert card["machine"]["torch_threads"] == 1
+    assert card["commit"] is None or len(card["commit"]) == 40
+    assert card["pool"]["arms"][0]["sessions"] == 4
+    assert set(card["epochs"][0]) >= {"train_loss", "valid_loss", "gradient_norm", "wall_s"}
 
 
 def test_equal_seeds_give_equal_trainings(
@@ -112,6 +127,50 @@ def test_a_state_of_other_settings_is_refused(
     other = dataclasses.replace(CONFIG, learning_rate=1e-3)
     with pytest.raises(TrainingError, match="learning_rate"):
         train_abr(small_pool, tiny_backbone, tmp_path, config=other, model=MODEL, resume=True)
+
+
+def test_a_training_that_diverges_keeps_its_best_epoch_and_goes_on_slower(
+    small_pool: Pool, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = PoolLearner.loss
+    steps = iter(range(1000))
+
+    def overflow(learner: PoolLearner, batch: Batch) -> torch.Tensor:
+        factor = float("inf") if next(steps) == 6 else 1.0
+        return loss(learner, batch) * factor
+
+    monkeypatch.setattr(PoolLearner, "loss", overflow)
+    config = dataclasses.replace(CONFIG, batch_size=4)
+    with pytest.raises(TrainingDiverged, match="epoch 2"):
+        train_abr(small_pool, tiny_backbone, tmp_path, config=config, model=MODEL)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["best_epoch"] == 1
+    assert card["diverged"][0]["epoch"] == 2
+    load_checkpoint(str(tmp_path))
+    slower = dataclasses.replace(config, learning_rate=1e-3)
+    report = train_abr(small_pool, tiny_backbone, tmp_path, config=slower, model=MODEL, resume=True)
+    assert len(report.epochs) == 3
+    assert json.loads((tmp_path / "card.json").read_text())["diverged"][0]["epoch"] == 2
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train_abr(small_pool, tiny_backbone, tmp_path, config=slower, model=MODEL, resume=True)
+
+
+def test_gradient_checkpointing_changes_no_weight(
+    small_pool: Pool, tiny_backbone: str, trained: Path, tmp_path: Path
+) -> None:
+    train(small_pool, tiny_backbone, tmp_path, gradient_checkpointing=True)
+    first, second = (load_file(path / "adapter.safetensors") for path in (trained, tmp_path))
+    assert all(first[key].allclose(second[key], atol=1e-3) for key in first)
+
+
+def test_a_pool_of_several_ladders_is_refused(
+    small_pool: Pool, tiny_backbone: str, tmp_path: Path
+) -> None:
+    first, *rest = small_pool.episodes
+    video = dataclasses.replace(first.video, levels_kbps=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+    mixed = Pool((dataclasses.replace(first, video=video), *rest))
+    with pytest.raises(PoolError, match=r"mixes 2 ladders.*1, 2, 3, 4, 5, 6; 300, 750"):
+        train(mixed, tiny_backbone, tmp_path)
 
 
 def test_a_score_chooses_the_best_epoch(
@@ -201,4 +260,6 @@ def test_another_backbone_is_refused(copy: Path, make_backbone: Callable[..., Pa
 def test_what_is_shipped_loads() -> None:
     assert "builtin:abr-minilm" in builtin_checkpoints()
     for name in builtin_checkpoints():
-        assert load_checkpoint(name).config.levels == 6
+        config = json.loads((checkpoint_folder(name) / "config.json").read_text())
+        if config["format"] == CHECKPOINT_FORMAT:  # the baselines have formats of their own
+            assert load_checkpoint(name).config.levels == 6

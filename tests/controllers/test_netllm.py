@@ -52,11 +52,11 @@ def test_kept_keys_and_values_change_no_answer(
     assert full.policy.inference == "full"  # type: ignore[attr-defined]
     assert netllm.policy.inference == lean.policy.inference == "lean"  # type: ignore[attr-defined]
     session = observe(varied_trace)[1:40]
-    expected = full.policy.logits(session)  # type: ignore[attr-defined]
+    expected = full.policy.answers(session)  # type: ignore[attr-defined]
     for policy in (netllm.policy, lean.policy):  # type: ignore[attr-defined]
-        alone = np.concatenate([policy.logits([one]).numpy() for one in session])
+        alone = np.concatenate([policy.answers([one]).numpy() for one in session])
         np.testing.assert_allclose(alone, expected.numpy(), atol=1e-4, rtol=0)
-        np.testing.assert_allclose(policy.logits(session).numpy(), expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(policy.answers(session).numpy(), expected.numpy(), atol=1e-4)
         assert policy.decide_many(session) == expected.argmax(1).tolist()
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+
+from adapters.training_loop import TrainingDiverged
+from testbed.cli_training import tell_divergence
 
 EXPERIMENT = """
 task = "abr"
@@ -67,6 +71,7 @@ def test_an_experiment_becomes_a_pool_and_a_checkpoint(experiment: Path, tmp_pat
     card = json.loads((checkpoint / "card.json").read_text())
     assert card["command"].startswith("testbed train abr --pool")
     assert card["epochs"][0]["valid_qoe"] is not None
+    assert "Epoch 1 of 1 was chosen" in (checkpoint / "report.html").read_text()
     again = run_cli(*train)
     assert again.returncode == 2
     assert "not empty" in again.stderr
@@ -76,6 +81,18 @@ def test_an_experiment_becomes_a_pool_and_a_checkpoint(experiment: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert [arm["arm"] for arm in json.loads(done.stdout)["arms"]] == ["bba", "netllm"]
+
+
+def test_a_training_that_diverged_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = files("adapters") / "shipped" / "abr-minilm" / "card.json"
+    (tmp_path / "card.json").write_text(shipped.read_text(encoding="utf-8"))
+    error = TrainingDiverged("the loss is nan", epoch=7, kept_epochs=6, learning_rate=1e-3)
+    tell_divergence(error, tmp_path)
+    told = capsys.readouterr().err.replace("\n", " ")
+    for part in ("loss is nan in epoch 7", "report.html", "behind epoch 6", "-rate 0.0003"):
+        assert part in told
 
 
 def test_the_oracle_may_be_the_expert(experiment: Path, tmp_path: Path) -> None:

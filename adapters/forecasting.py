@@ -1,0 +1,354 @@
+"""Trains an adapted language model to foretell throughput; the language model stays frozen.
+
+The sessions are those of ``adapters.throughput_training``: played all the while in the fast
+simulator, by policies that differ from session to session. The loss is the negative log-likelihood
+of the throughput of the next chunks, in bins. Nothing is imitated: what to do about the forecast is
+planned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.backbones import load_backbone
+from adapters.checkpoints import CONFIG_FILE, save_checkpoint
+from adapters.features import StepFeatures, join_steps, vectorised_features
+from adapters.policy import AbrModelConfig, AbrPolicy
+from adapters.provenance import describe_origin
+from adapters.throughput_model import ThroughputModel
+from adapters.throughput_training import Examples, Rounds, bin_losses, set_ratios
+from adapters.tokens import window_start, window_steps
+from adapters.training_loop import (
+    Determinism,
+    Fit,
+    Learner,
+    LoopConfig,
+    Measured,
+    Progress,
+    TrainingDiverged,
+    TrainingError,
+    choose_device,
+)
+from player.trace import Trace
+from player.video import PENSIEVE_LEVELS_KBPS
+
+#: Shape of the adapters unless asked otherwise.
+FORECAST_MODEL = AbrModelConfig(levels_kbps=PENSIEVE_LEVELS_KBPS, layout="forecast", block=16)
+#: Rounds whose ratios say what the bins stand for.
+RATIO_ROUNDS = 8
+VALIDATION_SESSIONS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastConfig(LoopConfig):
+    """How to train; ``seed`` is also that of the held-out sessions.
+
+    Attributes:
+        epochs: at most.
+        rounds: rounds of play per epoch.
+        sessions: per round; all play one video.
+        batch_size: windows per gradient step.
+        patience: epochs without improvement after which training stops.
+        gradient_checkpointing: compute the language model's activations twice instead of keeping
+            them: less memory, more time, the same weights.
+    """
+
+    epochs: int = 30
+    rounds: int = 24
+    sessions: int = 64
+    batch_size: int = 32
+    patience: int = 10
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        LoopConfig.__post_init__(self)
+        for name in ("rounds", "sessions", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastReport:
+    """Outcome of a training.
+
+    Attributes:
+        checkpoint: folder of the best weights.
+        best_epoch: the epoch that they come from.
+        epochs: one row per epoch, see :class:`adapters.training_loop.Fit`.
+        trained_parameters: number of weights that training changed.
+    """
+
+    checkpoint: str
+    best_epoch: int
+    epochs: tuple[dict[str, Any], ...]
+    trained_parameters: int
+
+
+def train_forecast(
+    training: Mapping[str, Sequence[Trace]],
+    validation: Mapping[str, Sequence[Trace]],
+    backbone: str,
+    out: Path,
+    *,
+    config: ForecastConfig | None = None,
+    model: AbrModelConfig | None = None,
+    command: str = "",
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> ForecastReport:
+    """Trains adapters of the layout ``forecast`` and writes the checkpoint of the best epoch.
+
+    Args:
+        training: sets of traces by name, each played equally often.
+        validation: sets of traces to choose the best epoch by; at least one.
+        backbone: name or path of the frozen language model.
+        out: checkpoint folder; ``training-state`` in it lets a killed training go on.
+        config: how to train.
+        model: shape of the adapters.
+        command: the command that started this, for the card.
+        resume: go on from ``training-state`` if there is one.
+        on_progress: is told of every step.
+
+    Raises:
+        BackboneError: the language model cannot be loaded, or is too small.
+        TrainingError: nothing to validate on; the state to resume belongs to other settings; or
+            the training has finished.
+        TrainingDiverged: a loss or gradient was not finite; the checkpoint of the best epoch so
+            far is written if there is one, and ``training-state`` stays.
+    """
+    if not training or not validation:
+        raise TrainingError("needs traces to learn from and other traces to validate on")
+    settings = config or ForecastConfig()
+    with Determinism(settings):
+        policy = AbrPolicy(model or FORECAST_MODEL, load_backbone(backbone))
+        policy.to(choose_device(settings))
+        if settings.gradient_checkpointing:
+            policy.backbone.enable_gradient_checkpointing()
+        learner = ForecastLearner(
+            policy, list(training.values()), list(validation.values()), settings
+        )
+        traces = {
+            "training_traces": {name: len(found) for name, found in training.items()},
+            "validation_traces": {name: len(found) for name, found in validation.items()},
+        }
+        shape = json.loads(json.dumps(dataclasses.asdict(policy.config)))
+        same = {"backbone": policy.backbone.fingerprint, "model": shape, **traces}
+        fit = Fit(learner, settings, out, settings=same)
+        if resume and not fit.resume() and (out / CONFIG_FILE).exists():
+            raise TrainingError(f"{out}: this training has finished; nothing to resume")
+        try:
+            fit.run(on_progress)
+        except TrainingDiverged:
+            if fit.best_epoch:
+                _write(out, learner, fit, command, traces)
+            raise
+        report = _write(out, learner, fit, command, traces)
+        fit.forget_state()
+        return report
+
+
+def _write(
+    out: Path, learner: ForecastLearner, fit: Fit[Windows], command: str, traces: dict[str, Any]
+) -> ForecastReport:
+    """Writes the checkpoint of the best epoch, whose weights are in place."""
+    policy = learner.policy
+    report = ForecastReport(
+        checkpoint=str(out),
+        best_epoch=fit.best_epoch,
+        epochs=tuple(fit.history),
+        trained_parameters=sum(value.numel() for value in learner.weights().values()),
+    )
+    card = {
+        "task": "abr",
+        "command": command,
+        "seed": learner.config.seed,
+        "backbone": policy.backbone.name,
+        "training": dataclasses.asdict(learner.config),
+        **traces,
+        "trained_parameters": report.trained_parameters,
+        "best_epoch": report.best_epoch,
+        "chosen_by": "valid_loss",
+        "epochs": fit.history,
+        "wall_s": fit.wall_s,
+        "diverged": fit.diverged,
+        **describe_origin(policy.device),
+    }
+    save_checkpoint(out, policy, card)
+    return report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """B windows of S steps.
+
+    Attributes:
+        features: ``(B, S, …)``.
+        counts: ``(B, S)`` whether a step is to be learned: in no other window it has more past.
+        examples: ``(B S, …)`` what came of the steps.
+    """
+
+    features: StepFeatures
+    counts: Tensor
+    examples: Examples
+
+
+class ForecastLearner(Learner[Windows]):
+    """Trains an adapted model of the layout ``forecast``; for the common training loop."""
+
+    def __init__(
+        self,
+        policy: AbrPolicy,
+        training: Sequence[Sequence[Trace]],
+        validation: Sequence[Sequence[Trace]],
+        config: ForecastConfig,
+    ) -> None:
+        """Takes what is learned from.
+
+        Args:
+            policy: the model.
+            training: sets of traces, each played equally often.
+            validation: sets of traces to measure on.
+            config: how to train.
+        """
+        seed = config.seed
+        assert isinstance(policy.head, ThroughputModel)
+        self.module = self.policy = policy
+        self.head, self.config = policy.head, config
+        self._training = training
+        rng = np.random.default_rng((seed, 1))
+        ratios = [self._rounds(rng).play().log_ratio for _ in range(RATIO_ROUNDS)]
+        set_ratios(self.head, np.concatenate(ratios))
+        self._held_out = [
+            self._windows(
+                Rounds(
+                    [traces],
+                    horizon=self.head.config.horizon,
+                    sessions=VALIDATION_SESSIONS,
+                    rng=np.random.default_rng((seed, 2)),
+                    augment=False,
+                )
+            )
+            for traces in validation
+        ]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapters."""
+        return self.policy.adapter_state()
+
+    def batches(self, epoch: int, rng: np.random.Generator) -> Sequence[Windows]:
+        """Windows of this epoch's rounds, each round played when its first batch is asked for."""
+        return _Batches(self, self._rounds(rng), rng)
+
+    def loss(self, batch: Windows) -> Tensor:
+        """``()`` mean over the steps that count and the chunks ahead."""
+        losses, known = self._losses(batch)
+        return losses.sum() / known.sum()
+
+    @torch.no_grad()
+    def measure(self, epoch: int) -> Measured:
+        """Mean loss on each held-out set of traces, and the mean of these."""
+        found = []
+        for windows in self._held_out:
+            total = count = 0.0
+            for rows in np.array_split(np.arange(len(windows.counts)), 16):
+                losses, known = self._losses(cut(windows, rows))
+                total, count = total + float(losses.sum()), count + float(known.sum())
+            found.append(total / count)
+        metrics: dict[str, float | None] = {"valid_loss": float(np.mean(found))}
+        if len(found) > 1:
+            metrics |= {f"valid_loss_{number}": value for number, value in enumerate(found, 1)}
+        return Measured(-float(np.mean(found)), metrics)
+
+    def _losses(self, batch: Windows) -> tuple[Tensor, Tensor]:
+        """``(N, H)`` losses of the steps that count, and which chunks ahead there were."""
+        hidden = self.policy(self.policy.tensors(batch.features))  # (B, S, D)
+        rows = batch.counts.flatten().nonzero()[:, 0]
+        return bin_losses(self.head, hidden.flatten(0, 1)[rows], batch.examples.take(rows.numpy()))
+
+    def _rounds(self, rng: np.random.Generator) -> Rounds:
+        return Rounds(
+            self._training,
+            horizon=self.head.config.horizon,
+            sessions=self.config.sessions,
+            rng=rng,
+        )
+
+    def _windows(self, rounds: Rounds) -> Windows:
+        """All windows of a new round."""
+        seen, video, examples = rounds.play_session()
+        steps = join_steps([vectorised_features(one, video) for one in seen])  # (B, n, …)
+        return windows_of(steps, examples, self.policy.config.block)
+
+
+class _Batches(Sequence[Windows]):
+    """Batches of several rounds, to be taken in their order."""
+
+    def __init__(self, learner: ForecastLearner, rounds: Rounds, rng: np.random.Generator) -> None:
+        self._learner, self._rounds, self._rng = learner, rounds, rng
+        config, block = learner.config, learner.policy.config.block
+        # Videos differ in length; the number of batches of a round does not.
+        self._per_round = -(-config.sessions * 3 * 16 // (block * config.batch_size))
+        self._batches: list[Windows] = []
+
+    def __len__(self) -> int:
+        return self._learner.config.rounds * self._per_round
+
+    def __getitem__(self, index: int) -> Windows:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        within = index % self._per_round
+        if within == 0:
+            windows = self._learner._windows(self._rounds)
+            order = self._rng.permutation(len(windows.counts))
+            self._batches = [cut(windows, rows) for rows in np.array_split(order, self._per_round)]
+        return self._batches[within]
+
+
+def windows_of(steps: StepFeatures, examples: Examples, block: int) -> Windows:
+    """All windows of B sessions, each as long as the longest by repeating its end.
+
+    Args:
+        steps: ``(B, n, …)`` features before chunks 0 to n - 1.
+        examples: ``(B, n, …)`` what came of the steps; nothing for chunk 0.
+        block: steps per block.
+    """
+    sessions, count = steps.action.shape
+    longest = min(window_steps(block), count)
+    place = np.arange(longest)
+    index, counts = [], []
+    last = longest - 1
+    while True:
+        start = window_start(last, block)
+        rows = np.minimum(start + place, last)
+        is_new = (start + place <= last) & ((start == 0) | (place >= block))
+        index.append(rows)
+        counts.append(is_new & (rows > 0))
+        if last == count - 1:
+            break
+        last = min(last + block, count - 1)
+
+    def windows(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[:, rows] for rows in index])
+
+    flat = [windows(getattr(examples, field.name)) for field in fields(Examples)]
+    return Windows(
+        features=StepFeatures(*(windows(getattr(steps, one.name)) for one in fields(steps))),
+        counts=torch.from_numpy(np.repeat(np.stack(counts), sessions, axis=0)),
+        examples=Examples(*(values.reshape(-1, *values.shape[2:]) for values in flat)),
+    )
+
+
+def cut(windows: Windows, rows: np.ndarray) -> Windows:
+    """Some of the windows."""
+    length = windows.counts.shape[1]
+    steps = (rows[:, None] * length + np.arange(length)).ravel()
+    return Windows(windows.features[rows], windows.counts[rows], windows.examples.take(steps))
