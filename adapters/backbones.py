@@ -57,13 +57,14 @@ class Backbone(nn.Module):
         hidden_size: D.
         max_positions: longest sequence T.
         fingerprint: short hash over a sample of every weight.
+        frozen: the weights that copies share.
         adapter: name of the low-rank updates that it carries, if any.
     """
 
     def __init__(self, name: str, frozen: FrozenModel) -> None:
         super().__init__()
         self.name = name
-        self._frozen = frozen
+        self.frozen = frozen
         self.family = frozen.family
         self.model = frozen.share()
         config: Any = self.model.config
@@ -83,7 +84,7 @@ class Backbone(nn.Module):
 
         For another adapter beside this one: each answers as if it were alone, from any thread.
         """
-        other = Backbone(self.name, self._frozen)
+        other = Backbone(self.name, self.frozen)
         if self._is_checkpointing:
             other.enable_gradient_checkpointing()
         return other
@@ -132,7 +133,7 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type in which the frozen weights compute."""
-        return DTYPES[self._frozen.precision]
+        return DTYPES[self.frozen.precision]
 
 
 def load_backbone(

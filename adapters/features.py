@@ -106,6 +106,20 @@ def vectorised_features(seen: Observations, video: Video) -> StepFeatures:
     )
 
 
+def first_features(video: Video, sessions: int) -> StepFeatures:
+    """``(B, …)`` features before chunk 0 of a video, when nothing is known yet."""
+    nothing = AbrObservation(
+        levels_kbps=video.levels_kbps,
+        chunk_s=video.chunk_s,
+        chunk_index=0,
+        chunks_left=video.chunks,
+        buffer_s=0.0,
+        upcoming_sizes_bytes=video.sizes_bytes[:UPCOMING_LIMIT],
+        history=(),
+    )
+    return stack([step_features(nothing)] * sessions)
+
+
 def join_steps(steps: Sequence[StepFeatures]) -> StepFeatures:
     """``(B, S, …)`` features of S steps with ``(B, …)`` each."""
     return StepFeatures(

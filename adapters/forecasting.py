@@ -21,9 +21,10 @@ from torch import Tensor
 
 from adapters.backbones import load_backbone
 from adapters.checkpoints import CONFIG_FILE, save_checkpoint
-from adapters.features import StepFeatures, join_steps, vectorised_features
+from adapters.features import StepFeatures, first_features, join_steps, vectorised_features
 from adapters.policy import AbrModelConfig, AbrPolicy
 from adapters.provenance import describe_origin
+from adapters.throughput_checkpoints import load_throughput_model
 from adapters.throughput_model import ThroughputModel
 from adapters.throughput_training import Examples, Rounds, bin_losses, set_ratios
 from adapters.tokens import window_start, window_steps
@@ -39,10 +40,12 @@ from adapters.training_loop import (
     choose_device,
 )
 from player.trace import Trace
-from player.video import PENSIEVE_LEVELS_KBPS
+from player.vectorised import Observations
+from player.video import PENSIEVE_LEVELS_KBPS, Video
 
 #: Shape of the adapters unless asked otherwise.
 FORECAST_MODEL = AbrModelConfig(levels_kbps=PENSIEVE_LEVELS_KBPS, layout="forecast", block=16)
+SMALL_NETWORK = "builtin:abr-fugu"
 #: Rounds whose ratios say what the bins stand for.
 RATIO_ROUNDS = 8
 VALIDATION_SESSIONS = 200
@@ -101,6 +104,7 @@ def train_forecast(
     *,
     config: ForecastConfig | None = None,
     model: AbrModelConfig | None = None,
+    start_from: str | None = SMALL_NETWORK,
     command: str = "",
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -114,12 +118,15 @@ def train_forecast(
         out: checkpoint folder; ``training-state`` in it lets a killed training go on.
         config: how to train.
         model: shape of the adapters.
+        start_from: checkpoint of ``fugu`` whose small network the head begins as, so that the
+            language model learns what to add; None begins at random.
         command: the command that started this, for the card.
         resume: go on from ``training-state`` if there is one.
         on_progress: is told of every step.
 
     Raises:
         BackboneError: the language model cannot be loaded, or is too small.
+        CheckpointError: the small network cannot be loaded.
         TrainingError: nothing to validate on; the state to resume belongs to other settings; or
             the training has finished.
         TrainingDiverged: a loss or gradient was not finite; the checkpoint of the best epoch so
@@ -134,11 +141,16 @@ def train_forecast(
         if settings.gradient_checkpointing:
             policy.backbone.enable_gradient_checkpointing()
         learner = ForecastLearner(
-            policy, list(training.values()), list(validation.values()), settings
+            policy,
+            list(training.values()),
+            list(validation.values()),
+            settings,
+            None if start_from is None else load_throughput_model(start_from),
         )
         traces = {
             "training_traces": {name: len(found) for name, found in training.items()},
             "validation_traces": {name: len(found) for name, found in validation.items()},
+            "start_from": start_from,
         }
         shape = json.loads(json.dumps(dataclasses.asdict(policy.config)))
         same = {"backbone": policy.backbone.fingerprint, "model": shape, **traces}
@@ -210,6 +222,7 @@ class ForecastLearner(Learner[Windows]):
         training: Sequence[Sequence[Trace]],
         validation: Sequence[Sequence[Trace]],
         config: ForecastConfig,
+        start_from: ThroughputModel | None = None,
     ) -> None:
         """Takes what is learned from.
 
@@ -218,15 +231,25 @@ class ForecastLearner(Learner[Windows]):
             training: sets of traces, each played equally often.
             validation: sets of traces to measure on.
             config: how to train.
+            start_from: small network that the head begins as.
+
+        Raises:
+            TrainingError: the small network has another shape.
         """
         seed = config.seed
         assert isinstance(policy.head, ThroughputModel)
         self.module = self.policy = policy
         self.head, self.config = policy.head, config
         self._training = training
-        rng = np.random.default_rng((seed, 1))
-        ratios = [self._rounds(rng).play().log_ratio for _ in range(RATIO_ROUNDS)]
-        set_ratios(self.head, np.concatenate(ratios))
+        if start_from is None:
+            rng = np.random.default_rng((seed, 1))
+            ratios = [self._rounds(rng).play().log_ratio for _ in range(RATIO_ROUNDS)]
+            set_ratios(self.head, np.concatenate(ratios))
+        else:
+            try:
+                self.head.start_from(start_from)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
         self._held_out = [
             self._windows(
                 Rounds(
@@ -272,7 +295,10 @@ class ForecastLearner(Learner[Windows]):
         """``(N, H)`` losses of the steps that count, and which chunks ahead there were."""
         hidden = self.policy(self.policy.tensors(batch.features))  # (B, S, D)
         rows = batch.counts.flatten().nonzero()[:, 0]
-        return bin_losses(self.head, hidden.flatten(0, 1)[rows], batch.examples.take(rows.numpy()))
+        examples = batch.examples.take(rows.numpy())
+        told = torch.from_numpy(examples.features).to(hidden.device)
+        features = torch.cat([hidden.flatten(0, 1)[rows], told], dim=1)  # (N, D + FEATURES)
+        return bin_losses(self.head, features, examples)
 
     def _rounds(self, rng: np.random.Generator) -> Rounds:
         return Rounds(
@@ -285,8 +311,7 @@ class ForecastLearner(Learner[Windows]):
     def _windows(self, rounds: Rounds) -> Windows:
         """All windows of a new round."""
         seen, video, examples = rounds.play_session()
-        steps = join_steps([vectorised_features(one, video) for one in seen])  # (B, n, …)
-        return windows_of(steps, examples, self.policy.config.block)
+        return windows_of(session_steps(seen, video), examples, self.policy.config.block)
 
 
 class _Batches(Sequence[Windows]):
@@ -309,8 +334,15 @@ class _Batches(Sequence[Windows]):
         if within == 0:
             windows = self._learner._windows(self._rounds)
             order = self._rng.permutation(len(windows.counts))
+            order = np.resize(order, max(len(order), self._per_round))  # no batch stays empty
             self._batches = [cut(windows, rows) for rows in np.array_split(order, self._per_round)]
         return self._batches[within]
+
+
+def session_steps(seen: Sequence[Observations], video: Video) -> StepFeatures:
+    """``(B, n, …)`` features before chunk 0 and before each chunk that was observed."""
+    told = [vectorised_features(one, video) for one in seen]
+    return join_steps([first_features(video, len(told[0].action)), *told])
 
 
 def windows_of(steps: StepFeatures, examples: Examples, block: int) -> Windows:
@@ -322,6 +354,8 @@ def windows_of(steps: StepFeatures, examples: Examples, block: int) -> Windows:
         block: steps per block.
     """
     sessions, count = steps.action.shape
+    if examples.log_ratio.shape[:2] != (sessions, count):
+        raise ValueError(f"{(sessions, count)} steps, {examples.log_ratio.shape[:2]} examples")
     longest = min(window_steps(block), count)
     place = np.arange(longest)
     index, counts = [], []

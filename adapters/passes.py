@@ -100,7 +100,7 @@ class LeanPass:
         Raises:
             BackboneError: it is of a family, or a variant, that has no description here.
         """
-        make = dense if weights == "own" else Int8Weights(backbone._frozen)
+        make = dense if weights == "own" else Int8Weights(backbone.frozen)
         self.model = describe(backbone, make, adapter or backbone.adapter or "default")
         self.dtype = backbone.dtype
         self.memory_shape = (

@@ -16,6 +16,7 @@ from adapters.features import StepFeatures, pad_steps, stack, window_features
 from adapters.inference import CACHE_BYTES, CachedInference, Encode, Inference, choose_pass
 from adapters.passes import LeanEncoder
 from adapters.throughput_model import (
+    AdaptedHistory,
     PastThroughput,
     ThroughputConfig,
     ThroughputModel,
@@ -103,7 +104,7 @@ class AbrPolicy(nn.Module):
         else:
             self.encoder = ForecastEncoder(max_steps=steps, **sizes)
             shape = ThroughputConfig()
-            self.head = ThroughputModel(shape, nn.Linear(backbone.hidden_size, shape.row_hidden))
+            self.head = ThroughputModel(shape, AdaptedHistory(backbone.hidden_size, shape))
         self.backbone = backbone.share()
         add_lora(
             self.backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.dropout
@@ -130,8 +131,8 @@ class AbrPolicy(nn.Module):
         """Returns the answers for B windows of S steps, aligned as in the layout.
 
         Returns:
-            ``(B, S, levels)`` logits; with the layout ``forecast`` ``(B, S, D)``, what the head,
-            a ``ThroughputModel``, takes as features.
+            ``(B, S, levels)`` logits; with the layout ``forecast`` ``(B, S, D)``, what the
+            ``AdaptedHistory`` of the head takes.
         """
         tokens = self.encoder(steps)  # (B, T, D)
         count = tokens.shape[1]
@@ -212,10 +213,11 @@ class AbrPolicy(nn.Module):
     def _plan(self, observation: AbrObservation, row: Tensor) -> int:
         """First level of the best plan, with the throughput that a ``(1, D)`` answer foretells."""
         assert isinstance(self.head, ThroughputModel)
-        reference_kbps = past_throughput_of(observation.history).reference_kbps
+        past = past_throughput_of(observation.history)
+        features = np.concatenate([row.float().cpu().numpy(), past.features], axis=1)
         values = planned_values(
             self.head,
-            PastThroughput(row.float().cpu().numpy(), reference_kbps),
+            PastThroughput(features, past.reference_kbps),
             levels_kbps=observation.levels_kbps,
             chunk_s=observation.chunk_s,
             buffer_s=np.array([observation.buffer_s]),

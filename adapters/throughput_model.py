@@ -147,6 +147,37 @@ def log_expected_s(sizes_bytes: NDArray[Any], reference_kbps: NDArray[np.float64
     return np.log(np.clip(seconds, MIN_DOWNLOAD_S, MAX_DOWNLOAD_S)).astype(np.float32)
 
 
+class AdaptedHistory(nn.Module):
+    """What a small network reads from a history, and what a language model adds to it.
+
+    It takes the hidden state of the language model and behind it the features of
+    :func:`past_throughput`. The language model begins by adding nothing.
+    """
+
+    def __init__(self, hidden_size: int, config: ThroughputConfig) -> None:
+        super().__init__()
+        self.small = _small_network(config)
+        self.read = nn.Linear(hidden_size, config.row_hidden)
+        nn.init.zeros_(self.read.weight)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns ``(B, row_hidden)`` for ``(B, D + FEATURES)``."""
+        hidden, told = features[:, :-FEATURES], features[:, -FEATURES:]
+        row: Tensor = self.small(told) + self.read(hidden)
+        return row
+
+
+def _small_network(config: ThroughputConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(FEATURES, config.hidden),
+        nn.ReLU(),
+        nn.Linear(config.hidden, config.hidden),
+        nn.ReLU(),
+        nn.Linear(config.hidden, config.row_hidden),
+    )
+
+
 class ThroughputModel(nn.Module):
     """Bins of the next throughputs, from the history, the size and the bin before."""
 
@@ -158,17 +189,11 @@ class ThroughputModel(nn.Module):
         Args:
             config: its shape.
             history: makes rows of ``row_hidden`` of the features, which may then be whatever it
-                takes; by default two layers on those of :func:`past_throughput`.
+                takes; by default a small network on those of :func:`past_throughput`.
         """
         super().__init__()
         self.config = config
-        self.history = history or nn.Sequential(
-            nn.Linear(FEATURES, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, config.row_hidden),
-        )
+        self.history = history or _small_network(config)
         self.before = nn.Embedding(config.bins + 1, config.row_hidden)  # the last: no chunk before
         self.ahead = nn.Embedding(config.horizon, config.row_hidden)
         self.size = nn.Linear(2, config.row_hidden)
@@ -199,6 +224,19 @@ class ThroughputModel(nn.Module):
         logits: Tensor = self.out(row) + self.chain(before)
         return logits
 
+    def start_from(self, other: ThroughputModel) -> None:
+        """Takes over the weights of a model that has only a small network.
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        if other.config != self.config:
+            raise ValueError(f"a model of shape {other.config} does not fit {self.config}")
+        weights = other.state_dict()
+        if isinstance(self.history, AdaptedHistory):
+            weights = {key.replace("history.", "history.small."): weights[key] for key in weights}
+        self.load_state_dict(weights, strict=False)
+
     @torch.inference_mode()
     def predict(
         self, past: PastThroughput, sizes_bytes: NDArray[Any]
@@ -213,15 +251,16 @@ class ThroughputModel(nn.Module):
             ``(B, C)`` throughputs of the bins, kbit/s; ``(B, L, C)`` probabilities for the next
             chunk; ``(B, H - 1, L, C, C)`` for those behind it, by the bin of the one before.
         """
-        features = torch.from_numpy(past.features)
-        expected = torch.from_numpy(log_expected_s(sizes_bytes, past.reference_kbps))
-        bins, steps = self.config.bins, torch.arange(sizes_bytes.shape[1])
-        none = torch.full((1, 1, 1, 1), bins)
+        device = self.ratio.device
+        features = torch.from_numpy(past.features).to(device)
+        expected = torch.from_numpy(log_expected_s(sizes_bytes, past.reference_kbps)).to(device)
+        bins, steps = self.config.bins, torch.arange(sizes_bytes.shape[1], device=device)
+        none = torch.full((1, 1, 1, 1), bins, device=device)
         first = self(features, steps[:1], none, expected[:, :1])[:, 0, :, 0].softmax(-1)
-        each = torch.arange(bins).expand(1, len(steps) - 1, 1, bins)
+        each = torch.arange(bins, device=device).expand(1, len(steps) - 1, 1, bins)
         later = self(features, steps[1:], each, expected[:, 1:]).softmax(-1)
-        throughput_kbps = past.reference_kbps[:, None] * self.ratio.numpy()
-        return throughput_kbps.astype(np.float32), first.numpy(), later.numpy()
+        throughput_kbps = past.reference_kbps[:, None] * self.ratio.cpu().numpy()
+        return throughput_kbps.astype(np.float32), first.cpu().numpy(), later.cpu().numpy()
 
 
 def set_threads(threads: int) -> None:

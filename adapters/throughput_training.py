@@ -220,7 +220,8 @@ class Rounds:
         """Plays one round.
 
         Returns:
-            What was seen before each of n chunks, the video, and ``(B, n, …)`` examples.
+            What was seen before each chunk from 1 to n - 1, the video, and ``(B, n, …)`` examples
+            of the chunks from 0 on.
         """
         rng = self._rng
         video = draw_video(rng)

@@ -26,6 +26,9 @@ def train_forecast(
     backbone: Annotated[
         str, typer.Option(help="minilm, or a causal LM's folder or id.")
     ] = "minilm",
+    start_from: Annotated[
+        str, typer.Option(help="Checkpoint of fugu that the head begins as; none: at random.")
+    ] = "builtin:abr-fugu",
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of play per epoch.")] = None,
     sessions: Annotated[int | None, typer.Option(min=1, help="Sessions per round.")] = None,
@@ -74,6 +77,7 @@ def train_forecast(
                 backbone,
                 out,
                 config=config,
+                start_from=None if start_from == "none" else start_from,
                 command=command_line(),
                 resume=resume,
                 on_progress=on_progress,
