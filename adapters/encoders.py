@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
+from adapters.throughput_model import REFERENCE_CHUNKS
 from adapters.tokens import NETLLM, Token
 from player.observation import UPCOMING_LIMIT
 
@@ -125,8 +126,7 @@ class ForecastEncoder(nn.Module):
         return normed
 
 
-#: Past chunks in the harmonic mean that throughput is told relative to (Yin et al., SIGCOMM 2015).
-REFERENCE_CHUNKS = 5
+#: Numbers that sum up the throughputs told at a step.
 FORECAST_SUMMARY = 5
 
 

@@ -41,7 +41,7 @@ class StepFeatures:
         bitrate: ``(…, 1)`` bitrate of the previous chunk, Mbit/s.
         buffer: ``(…, 2)`` buffer in 10 s, and the same saturating at 10 s, where stalls threaten.
         throughput: ``(…, 2, PAST_CHUNKS)`` log throughput, and whether there was a chunk.
-        download: ``(…, 2, PAST_CHUNKS)`` log download time in chunk lengths, and likewise.
+        download: ``(…, 2, PAST_CHUNKS)`` log download time in 4 s, and likewise.
         chunks_left: ``(…, 1)`` chunks not yet requested over 48, at most 1.
         sizes: ``(…, UPCOMING_LIMIT, levels)`` log Mbit/s of upcoming chunks, 0 beyond the end.
         action: ``(…,)`` level that was taken; NO_ACTION for the step to decide.

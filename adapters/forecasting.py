@@ -39,6 +39,7 @@ from adapters.training_loop import (
     TrainingError,
     choose_device,
 )
+from adapters.training_processes import process_count
 from player.trace import Trace
 from player.vectorised import Observations
 from player.video import PENSIEVE_LEVELS_KBPS, Video
@@ -127,13 +128,15 @@ def train_forecast(
     Raises:
         BackboneError: the language model cannot be loaded, or is too small.
         CheckpointError: the small network cannot be loaded.
-        TrainingError: nothing to validate on; the state to resume belongs to other settings; or
-            the training has finished.
+        TrainingError: nothing to validate on; several processes; the state to resume belongs to
+            other settings; or the training has finished.
         TrainingDiverged: a loss or gradient was not finite; the checkpoint of the best epoch so
             far is written if there is one, and ``training-state`` stays.
     """
     if not training or not validation:
         raise TrainingError("needs traces to learn from and other traces to validate on")
+    if process_count() > 1:
+        raise TrainingError("forecasts are trained in one process, not under torchrun")
     settings = config or ForecastConfig()
     with Determinism(settings):
         policy = AbrPolicy(model or FORECAST_MODEL, load_backbone(backbone))

@@ -319,5 +319,5 @@ def _read_config(path: Path) -> PensieveConfig:
         return pydantic.TypeAdapter(PensieveConfig).validate_python(document)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "document"
         raise CheckpointError(f"{path}: {where}: {first['msg']}") from error

@@ -15,12 +15,13 @@ import torch
 PACKAGES = ("netllm-testbed", "torch", "transformers", "peft", "safetensors", "numpy")
 
 
-def describe_origin(device: torch.device) -> dict[str, Any]:
+def describe_origin(device: torch.device | None = None) -> dict[str, Any]:
     """Version, commit if this runs from a checkout, date, packages and machine, as JSON values.
 
     Args:
-        device: where the training ran.
+        device: where the training ran; by default on the CPU.
     """
+    has_gpu = device is not None and device.type == "cuda"
     return {
         "version": _version("netllm-testbed"),
         **_commit(Path(__file__).parent.parent),
@@ -32,7 +33,7 @@ def describe_origin(device: torch.device) -> dict[str, Any]:
             "processor": platform.machine(),
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(device) if has_gpu else "cpu",
         },
     }
 

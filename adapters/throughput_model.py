@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adapters.features import KBPS_UNIT, MAX_DOWNLOAD_S, MAX_KBPS, MIN_DOWNLOAD_S, MIN_KBPS
 from player.observation import KILOBITS_PER_BYTE, PastChunk
 
 Float32Array = NDArray[np.float32]
@@ -27,11 +28,7 @@ Float32Array = NDArray[np.float32]
 RECENT_CHUNKS, SUMMARY_CHUNKS = 8, 32
 #: Past chunks in the harmonic mean that ratios refer to, as in MPC (Yin et al., SIGCOMM 2015).
 REFERENCE_CHUNKS = 5
-#: Limits of what the network is told, so that a stalled or a local link stays within reach.
-MIN_KBPS, MAX_KBPS = 10.0, 100_000.0
-MIN_DOWNLOAD_S, MAX_DOWNLOAD_S = 0.01, 100.0
 MAX_LOG_RATIO = 4.0
-KBPS_UNIT = 1000.0
 FEATURES = 3 * RECENT_CHUNKS + 6
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapters.features import MIN_KBPS
 from adapters.throughput_model import (
     FEATURES,
-    MIN_KBPS,
     REFERENCE_CHUNKS,
     ThroughputConfig,
     ThroughputModel,
     log_expected_s,
     past_throughput,
 )
+from adapters.training_loop import TrainingDiverged
 from player.link_models import PensieveLink
 from player.link_table import LinkTable
 from player.trace import Trace
@@ -71,7 +73,7 @@ class ThroughputTraining:
         for name in ("steps", "batch_size", "sessions", "threads", "report_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, is {self.learning_rate}")
 
 
@@ -320,6 +322,9 @@ def train_throughput(
 
     Returns:
         The model and what was measured while it learned. No checkpoint is chosen by it.
+
+    Raises:
+        TrainingDiverged: a loss or gradient was not finite.
     """
     torch.set_num_threads(config.threads)
     rng = np.random.default_rng(config.seed)
@@ -344,10 +349,18 @@ def train_throughput(
         loss = nll(model, batch).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_limit)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_limit)
+        losses.append(loss.item())
+        for name, value in (("loss", losses[-1]), ("gradient", float(norm))):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    f"the {name} is {value} at step {step}",
+                    epoch=1,
+                    kept_epochs=0,
+                    learning_rate=config.learning_rate,
+                )
         optimiser.step()
         schedule.step()
-        losses.append(loss.item())
         if on_progress is not None:
             on_progress(ThroughputProgress(step=step, steps=config.steps, loss=losses[-1]))
         if step % config.report_every == 0 or step == config.steps:

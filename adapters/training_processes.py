@@ -93,13 +93,18 @@ class _EveryNth(Sequence[BatchT]):
         return self._batches[(index * self._count + self._rank) % len(self._batches)]
 
 
+def process_count() -> int:
+    """How many processes were started together, as the environment says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_processes(device: torch.device) -> Processes:
     """The processes that were started together, as the environment says.
 
     Args:
         device: where this process trains.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if process_count() < 2:
         return ONE_PROCESS
     from accelerate import Accelerator  # type: ignore[import-untyped]
 

@@ -108,6 +108,7 @@ def _train(
         raise ConfigError(f"{out} is not empty; choose another --out")
     # torch takes seconds to load, and the extra may be missing: only these commands need them.
     from adapters.pensieve import save_pensieve
+    from adapters.provenance import describe_origin
 
     try:
         from adapters.pensieve_env import Source, TrainingDataError
@@ -147,6 +148,7 @@ def _train(
         "video": [one.name for one in played],
         "versions": _versions(),
         "seeds": [{"seed": config.seed, **as_card(trained)} for config, trained in runs],
+        **describe_origin(),
     }
     save_pensieve(out, best.policy, card)
     for config, trained in runs:

@@ -47,8 +47,11 @@ def train_fugu(
 ) -> None:
     """Trains the throughput model of the stochastic planner."""
     # torch takes seconds to load: only this command pays for it.
+    from adapters.provenance import describe_origin
     from adapters.throughput_checkpoints import save_throughput_model
     from adapters.throughput_training import ThroughputTraining, train_throughput
+    from adapters.training_loop import TrainingDiverged
+    from testbed.cli_training import EXIT_FAILED, tell_divergence
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; choose another --out")
@@ -68,14 +71,17 @@ def train_fugu(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    with show_steps() as show:
+    sets = list(learned.values()), list(held_out.values())
+    try:
+        with show_steps() as show:
 
-        def on_progress(at: ThroughputProgress) -> None:
-            show(_Step(1, 1, at.step, at.steps, at.loss))
+            def on_progress(at: ThroughputProgress) -> None:
+                show(_Step(1, 1, at.step, at.steps, at.loss))
 
-        model, reports = train_throughput(
-            list(learned.values()), list(held_out.values()), config=config, on_progress=on_progress
-        )
+            model, reports = train_throughput(*sets, config=config, on_progress=on_progress)
+    except TrainingDiverged as error:
+        tell_divergence(error, out)
+        raise typer.Exit(EXIT_FAILED) from error
     validation = [
         {
             "traces": spec,
@@ -94,6 +100,7 @@ def train_fugu(
         "trained_parameters": sum(value.numel() for value in model.parameters()),
         "validation": validation,
         "reports": [dataclasses.asdict(report) for report in reports],
+        **describe_origin(),
     }
     save_throughput_model(out, model, card)
     for measured in validation:

@@ -216,6 +216,15 @@ def test_nothing_to_validate_on_is_refused(traces: list[Trace], tmp_path: Path) 
         train_forecast({"one": traces}, {}, "minilm", tmp_path)
 
 
+def test_several_processes_are_refused(
+    traces: list[Trace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would play the same sessions and write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="in one process"):
+        train_forecast({"one": traces}, {"two": traces}, "minilm", tmp_path)
+
+
 @pytest.mark.parametrize("setting", ["rounds", "sessions", "batch_size", "epochs"])
 def test_settings_below_one_are_refused(setting: str) -> None:
     with pytest.raises(TrainingError, match=f"{setting} must be at least 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -186,3 +187,15 @@ def test_damaged_checkpoints_are_told(trained: ThroughputModel, tmp_path: Path) 
     refused("not finite")
     weights.write_bytes(weights.read_bytes()[:40])
     refused("not a readable safetensors file")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+def test_a_gpu_predicts_the_same(trained: ThroughputModel) -> None:
+    there = copy.deepcopy(trained).to("cuda")
+    for found, expected in zip(ask(there), ask(trained), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_endless_learning_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        ThroughputTraining(learning_rate=float("inf"))

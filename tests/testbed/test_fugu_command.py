@@ -34,6 +34,7 @@ def test_traces_become_a_checkpoint_that_plays(tmp_path: Path) -> None:
     assert card["training"]["seed"] == 3
     assert card["traces"] == {"builtin:fcc": 20, "builtin:lte": 20}
     assert card["validation"][0]["sessions"] == 80
+    assert {"commit", "version", "date", "machine"} <= set(card)
     experiment.write_text(EXPERIMENT)
     options = f'arms.0.options={{checkpoint="{out}"}}'
     played = ["run", str(experiment), "--set", options, "--out", str(tmp_path / "run"), "--json"]
@@ -52,3 +53,12 @@ def test_wrong_input_is_told(tmp_path: Path) -> None:
             catch_exceptions=False,
         )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_training_that_diverges_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    train = ["train", "fugu", "--traces", "builtin:fcc", "--steps", "5", "--sessions", "4"]
+    train += ["--learning-rate", "1e30", "--out", str(tmp_path / "fugu")]
+    done = CliRunner().invoke(app, train, catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "the training diverged" in done.output
+    assert not (tmp_path / "fugu").exists()

@@ -33,6 +33,7 @@ def test_the_best_of_several_seeds_plays(tmp_path: Path) -> None:
     assert [one["seed"] for one in card["seeds"]] == [4, 5]
     best = max(card["seeds"], key=lambda one: one["best"]["playable_qoe"])
     assert card["seed"] == best["seed"]
+    assert {"commit", "version", "date", "machine"} <= set(card)
     assert card["traces"] == ["builtin:fcc-train", "builtin:lte-train"]
     assert f"seed {best['seed']}" in next(line for line in printed.splitlines() if "*" in line)
     controller = create("abr", "pensieve", {"checkpoint": str(out)})
