@@ -151,7 +151,7 @@ def test_any_order_and_any_batches(
     policy = make_policy(folders[family], entries=entries, way=FAMILIES[family], layout=layout)
     rng = np.random.default_rng(entries)
     expected = full.answers(varied)
-    assert len(torch.unique(expected, dim=0)) > len(varied) // 2  # the test is not vacuous
+    assert len(torch.unique(expected, dim=0)) > 20  # the test is not vacuous
     for _ in range(60):
         picked = rng.integers(0, len(varied), size=rng.integers(1, 9))
         asked = [varied[index] for index in (*picked, picked[0])]

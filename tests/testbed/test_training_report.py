@@ -28,7 +28,7 @@ CARD: dict[str, Any] = {
 
 
 def test_what_is_shipped_can_be_drawn(tmp_path: Path) -> None:
-    shipped = files("adapters") / "shipped" / "abr-minilm" / "card.json"
+    shipped = files("adapters") / "shipped" / "abr-minilm-levels" / "card.json"
     (tmp_path / "card.json").write_text(shipped.read_text(encoding="utf-8"))
     page = write_training_report(tmp_path).read_text()
     assert page.count("<svg") >= 3
