@@ -2,8 +2,8 @@
 
 A handful of tokens costs about what reading the weights costs, so it counts how these lie in
 memory and how many bytes they are. Stored by columns of the (out, in) weight, that is as (in, out),
-they are read by the fastest path of the library (GPT-2 comes like that; for the others
-:func:`store_columns` does it once, in place).
+they are read by the fastest path of the library (GPT-2 comes like that; the others are brought into
+that form when they are loaded, see ``adapters.shared_backbones``).
 
 Int8 is symmetric: a scale per output of the weights, found once, and a scale per token of the
 inputs, found anew for each. The products are then sums of integers, hence exact, and what becomes
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.shared_backbones import FrozenModel
 
@@ -148,14 +148,3 @@ class Int8Weights:
         if place not in self._shared:
             self._shared[place] = Int8Weight.of(weight)
         return Int8(self._shared[place], bias)
-
-
-def store_columns(model: nn.Module) -> None:
-    """Lets the matrices of a model lie in memory by columns; their values and shapes stay.
-
-    To be called before the weights are shared: they get other storage.
-    """
-    with torch.inference_mode(mode=False), torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter:
-                module.weight.data = module.weight.data.t().contiguous().t()

@@ -295,7 +295,20 @@ def _read_files(
     vocabulary.weight = nn.Parameter(vocabulary.weight.new_empty(0, hidden_size), False)
     if name.precision not in QUANTISED:
         model = model.to(device)
+    if device.type == "cpu" and name.precision == "fp32":
+        _store_columns(model)
     return FrozenModel(config.model_type, name.precision, model, hidden_size, fingerprint)
+
+
+def _store_columns(model: nn.Module) -> None:
+    """Lets the matrices lie in memory by columns: a few tokens are multiplied faster so on a CPU.
+
+    Values and shapes stay. See ``adapters.products``.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter:
+                module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def _check_device(name: BackboneName, device: torch.device) -> None:
