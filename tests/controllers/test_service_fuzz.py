@@ -40,6 +40,8 @@ def controllers() -> dict[tuple[str, str], registry.Controller]:
             ImportError,
         ):  # needs options, or a checkpoint that is not here
             continue
+    levels = registry.create("abr", "netllm", {"checkpoint": "builtin:abr-minilm-levels"})
+    found["abr", "levels"] = levels
     return found
 
 
@@ -134,6 +136,10 @@ def requests(count: int) -> settings:
     )
 
 
+#: These score a fixed number of levels.
+OF_ONE_LADDER = ("genet", "levels", "pensieve")
+
+
 @requests(500)
 @given(observation=observations(), data=st.data())
 def test_possible_observations_are_answered(
@@ -142,7 +148,7 @@ def test_possible_observations_are_answered(
     arm = data.draw(st.sampled_from(target.arms))
     body = json.dumps(observation).encode()
     status, answer = target.post(f"/v1/abr/{arm}/decide", body, {"X-Deadline-Ms": DEADLINE_MS})
-    if arm == "netllm" and len(observation["levels_kbps"]) != TRAINED_LEVELS:
+    if arm in OF_ONE_LADDER and len(observation["levels_kbps"]) != TRAINED_LEVELS:
         assert status == 422, answer
         assert json.loads(answer)["error"]["field"] == "levels_kbps"
         return

@@ -170,12 +170,13 @@ def test_wrong_input_exits_with_2_and_says_what_is_wrong(
 def test_a_failed_session_keeps_the_others_and_exits_with_1(
     experiment: Path, tmp_path: Path
 ) -> None:
-    # The adapted model is for ladders of six levels; bba takes any.
+    # What scores levels is for ladders of six levels; bba takes any.
+    levels = "checkpoint='builtin:abr-minilm-levels'"
     out = tmp_path / "out"
     done = run_cli(
         *("run", experiment, "--out", out, "--json", "--set", "limit=1"),
         *("--set", "video.levels_kbps=[300.0, 900.0, 2700.0]"),
-        *("--set", "arms.1={name='llm', controller='netllm'}"),
+        *("--set", f"arms.1={{name='llm', controller='netllm', options={{{levels}}}}}"),
     )
     assert done.returncode == 1, done.stderr
     statuses = {row["arm"]: row["status"] for row in sessions_of(out)}
