@@ -8,8 +8,6 @@ planned.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,26 +18,15 @@ import torch
 from torch import Tensor
 
 from adapters.backbones import load_backbone
-from adapters.checkpoints import CONFIG_FILE, save_checkpoint
 from adapters.features import StepFeatures, first_features, join_steps, vectorised_features
 from adapters.policy import AbrModelConfig, AbrPolicy
-from adapters.provenance import describe_origin
 from adapters.throughput_checkpoints import load_throughput_model
 from adapters.throughput_model import ThroughputModel
 from adapters.throughput_training import Examples, Rounds, bin_losses, set_ratios
 from adapters.tokens import window_start, window_steps
-from adapters.training_loop import (
-    Determinism,
-    Fit,
-    Learner,
-    LoopConfig,
-    Measured,
-    Progress,
-    TrainingDiverged,
-    TrainingError,
-    choose_device,
-)
+from adapters.training_loop import Measured, Progress, TrainingError
 from adapters.training_processes import process_count
+from adapters.training_runs import AdaptedLearner, AdapterTraining, train_adapters
 from player.trace import Trace
 from player.vectorised import Observations
 from player.video import PENSIEVE_LEVELS_KBPS, Video
@@ -53,17 +40,14 @@ VALIDATION_SESSIONS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForecastConfig(LoopConfig):
+class ForecastConfig(AdapterTraining):
     """How to train; ``seed`` is also that of the held-out sessions.
 
     Attributes:
         epochs: at most.
         rounds: rounds of play per epoch.
         sessions: per round; all play one video.
-        batch_size: windows per gradient step.
         patience: epochs without improvement after which training stops.
-        gradient_checkpointing: compute the language model's activations twice instead of keeping
-            them: less memory, more time, the same weights.
     """
 
     epochs: int = 30
@@ -71,11 +55,10 @@ class ForecastConfig(LoopConfig):
     sessions: int = 64
     batch_size: int = 32
     patience: int = 10
-    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        LoopConfig.__post_init__(self)
-        for name in ("rounds", "sessions", "batch_size"):
+        AdapterTraining.__post_init__(self)
+        for name in ("rounds", "sessions"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be at least 1, is {getattr(self, name)}")
 
@@ -128,77 +111,44 @@ def train_forecast(
     Raises:
         BackboneError: the language model cannot be loaded, or is too small.
         CheckpointError: the small network cannot be loaded.
-        TrainingError: nothing to validate on; several processes; the state to resume belongs to
-            other settings; or the training has finished.
-        TrainingDiverged: a loss or gradient was not finite; the checkpoint of the best epoch so
-            far is written if there is one, and ``training-state`` stays.
+        TrainingError: nothing to validate on, or several processes.
+        TrainingError, TrainingDiverged: see :func:`adapters.training_runs.train_adapters`.
     """
     if not training or not validation:
         raise TrainingError("needs traces to learn from and other traces to validate on")
     if process_count() > 1:
         raise TrainingError("forecasts are trained in one process, not under torchrun")
     settings = config or ForecastConfig()
-    with Determinism(settings):
-        policy = AbrPolicy(model or FORECAST_MODEL, load_backbone(backbone))
-        policy.to(choose_device(settings))
-        if settings.gradient_checkpointing:
-            policy.backbone.enable_gradient_checkpointing()
-        learner = ForecastLearner(
-            policy,
+
+    def make_learner() -> ForecastLearner:
+        return ForecastLearner(
+            AbrPolicy(model or FORECAST_MODEL, load_backbone(backbone)),
             list(training.values()),
             list(validation.values()),
             settings,
             None if start_from is None else load_throughput_model(start_from),
+            data={
+                "training_traces": {name: len(found) for name, found in training.items()},
+                "validation_traces": {name: len(found) for name, found in validation.items()},
+                "start_from": start_from,
+            },
         )
-        traces = {
-            "training_traces": {name: len(found) for name, found in training.items()},
-            "validation_traces": {name: len(found) for name, found in validation.items()},
-            "start_from": start_from,
-        }
-        shape = json.loads(json.dumps(dataclasses.asdict(policy.config)))
-        same = {"backbone": policy.backbone.fingerprint, "model": shape, **traces}
-        fit = Fit(learner, settings, out, settings=same)
-        if resume and not fit.resume() and (out / CONFIG_FILE).exists():
-            raise TrainingError(f"{out}: this training has finished; nothing to resume")
-        try:
-            fit.run(on_progress)
-        except TrainingDiverged:
-            if fit.best_epoch:
-                _write(out, learner, fit, command, traces)
-            raise
-        report = _write(out, learner, fit, command, traces)
-        fit.forget_state()
-        return report
 
-
-def _write(
-    out: Path, learner: ForecastLearner, fit: Fit[Windows], command: str, traces: dict[str, Any]
-) -> ForecastReport:
-    """Writes the checkpoint of the best epoch, whose weights are in place."""
-    policy = learner.policy
-    report = ForecastReport(
+    learner, fit = train_adapters(
+        "abr",
+        make_learner,
+        out,
+        config=settings,
+        command=command,
+        resume=resume,
+        on_progress=on_progress,
+    )
+    return ForecastReport(
         checkpoint=str(out),
         best_epoch=fit.best_epoch,
         epochs=tuple(fit.history),
-        trained_parameters=sum(value.numel() for value in learner.weights().values()),
+        trained_parameters=learner.trained_parameters,
     )
-    card = {
-        "task": "abr",
-        "command": command,
-        "seed": learner.config.seed,
-        "backbone": policy.backbone.name,
-        "training": dataclasses.asdict(learner.config),
-        **traces,
-        "trained_parameters": report.trained_parameters,
-        "best_epoch": report.best_epoch,
-        "chosen_by": "valid_loss",
-        "epochs": fit.history,
-        "wall_s": fit.wall_s,
-        "diverged": fit.diverged,
-        **describe_origin(policy.device),
-    }
-    save_checkpoint(out, policy, card)
-    return report
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,8 +166,10 @@ class Windows:
     examples: Examples
 
 
-class ForecastLearner(Learner[Windows]):
+class ForecastLearner(AdaptedLearner[Windows]):
     """Trains an adapted model of the layout ``forecast``; for the common training loop."""
+
+    policy: AbrPolicy
 
     def __init__(
         self,
@@ -226,6 +178,8 @@ class ForecastLearner(Learner[Windows]):
         validation: Sequence[Sequence[Trace]],
         config: ForecastConfig,
         start_from: ThroughputModel | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Takes what is learned from.
 
@@ -235,6 +189,7 @@ class ForecastLearner(Learner[Windows]):
             validation: sets of traces to measure on.
             config: how to train.
             start_from: small network that the head begins as.
+            data: what is learned from, for the card.
 
         Raises:
             TrainingError: the small network has another shape.
@@ -243,7 +198,7 @@ class ForecastLearner(Learner[Windows]):
         assert isinstance(policy.head, ThroughputModel)
         self.module = self.policy = policy
         self.head, self.config = policy.head, config
-        self._training = training
+        self._training, self._data = training, data or {}
         if start_from is None:
             rng = np.random.default_rng((seed, 1))
             ratios = [self._rounds(rng).play().log_ratio for _ in range(RATIO_ROUNDS)]
@@ -266,9 +221,9 @@ class ForecastLearner(Learner[Windows]):
             for traces in validation
         ]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The adapters."""
-        return self.policy.adapter_state()
+    def data(self) -> Mapping[str, Any]:
+        """What the sets of traces are, as it was told."""
+        return self._data
 
     def batches(self, epoch: int, rng: np.random.Generator) -> Sequence[Windows]:
         """Windows of this epoch's rounds, each round played when its first batch is asked for."""

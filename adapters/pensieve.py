@@ -12,25 +12,25 @@ A checkpoint is a folder of ``policy.safetensors``, ``config.json`` and ``card.j
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import ArrayLike, NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapters.checkpoints import BUILTIN, CARD_FILE, CONFIG_FILE, CheckpointError
-from adapters.checkpoints import read_weights as _read_weights
-from adapters.checkpoints import write_json as _write_json
+from adapters.checkpoint_files import (
+    builtin_checkpoints,
+    checkpoint_folder,
+    read_config,
+    read_matching,
+    require_increasing,
+    write_checkpoint,
+)
 from adapters.policy import LadderError
 from player.observation import AbrObservation
 from player.qoe import KBPS_PER_MBPS
@@ -77,6 +77,7 @@ class PensieveConfig:
     def __post_init__(self) -> None:
         if len(self.levels_kbps) < KERNEL:
             raise ValueError(f"the network needs {KERNEL} levels, there are {self.levels_kbps}")
+        require_increasing(self.levels_kbps)
 
     @property
     def levels(self) -> int:
@@ -240,11 +241,7 @@ class PensievePolicy:
 
 def save_pensieve(folder: Path, policy: PensievePolicy, card: dict[str, Any]) -> None:
     """Writes a checkpoint; the folder is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = policy.actor.state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / POLICY_FILE)
-    _write_json(folder / CONFIG_FILE, dataclasses.asdict(policy.config))
-    _write_json(folder / CARD_FILE, card)
+    write_checkpoint(folder, POLICY_FILE, policy.actor.state_dict(), policy.config, card)
 
 
 def load_pensieve(spec: str, *, threads: int = 0) -> PensievePolicy:
@@ -259,65 +256,16 @@ def load_pensieve(spec: str, *, threads: int = 0) -> PensievePolicy:
     """
     if threads:
         torch.set_num_threads(threads)
-    folder = _folder(spec)
-    config = _read_config(folder / CONFIG_FILE)
+    folder = checkpoint_folder(spec, POLICY_FILE)
+    config = read_config(folder, PensieveConfig, file_format=PENSIEVE_FORMAT, task="abr")
+    with torch.device("meta"):
+        expected = PensieveActor(config.levels).state_dict()
+    weights = read_matching(folder / POLICY_FILE, expected)
     actor = PensieveActor(config.levels)
-    path = folder / POLICY_FILE
-    weights, expected = _read_weights(path), actor.state_dict()
-    if odd := sorted(set(weights) ^ set(expected)):
-        raise CheckpointError(
-            f"{path}: weight {odd[0]!r} " + ("is missing" if odd[0] in expected else "is unknown")
-        )
-    for key, value in weights.items():
-        if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{path}: weight {key!r} has shape {tuple(value.shape)}, the network needs "
-                f"{tuple(expected[key].shape)}"
-            )
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: weight {key!r} has a value that is not finite")
     actor.load_state_dict(weights)
     return PensievePolicy(config, actor)
 
 
 def builtin_policies() -> tuple[str, ...]:
     """Names of the checkpoints of this kind that are shipped."""
-    shipped = Path(str(files("adapters") / "shipped"))
-    return tuple(
-        sorted(f"{BUILTIN}{path.parent.name}" for path in shipped.glob(f"*/{POLICY_FILE}"))
-    )
-
-
-def _folder(spec: str) -> Path:
-    known = ", ".join(builtin_policies()) or "-"
-    if spec.startswith(BUILTIN):
-        if spec not in builtin_policies():
-            raise CheckpointError(f"unknown checkpoint {spec!r}; shipped: {known}")
-        return Path(str(files("adapters") / "shipped" / spec.removeprefix(BUILTIN)))
-    folder = Path(spec)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{spec}: no such folder; a checkpoint is a folder with {CONFIG_FILE} and "
-            f"{POLICY_FILE}, or one of {known}"
-        )
-    return folder
-
-
-def _read_config(path: Path) -> PensieveConfig:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != PENSIEVE_FORMAT:
-        raise CheckpointError(
-            f"{path}: format is {found!r}, this controller reads {PENSIEVE_FORMAT!r}"
-        )
-    try:
-        return pydantic.TypeAdapter(PensieveConfig).validate_python(document)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "document"
-        raise CheckpointError(f"{path}: {where}: {first['msg']}") from error
+    return builtin_checkpoints(POLICY_FILE)

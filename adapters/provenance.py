@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("netllm-testbed", "torch", "transformers", "peft", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
 def describe_origin(device: torch.device | None = None) -> dict[str, Any]:
@@ -23,10 +24,10 @@ def describe_origin(device: torch.device | None = None) -> dict[str, Any]:
     """
     has_gpu = device is not None and device.type == "cuda"
     return {
-        "version": _version("netllm-testbed"),
+        "version": package_versions("netllm-testbed")["netllm-testbed"],
         **_commit(Path(__file__).parent.parent),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "packages": {name: _version(name) for name in PACKAGES[1:]},
+        "packages": package_versions(*PACKAGES),
         "machine": {
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.release()}",
@@ -36,6 +37,15 @@ def describe_origin(device: torch.device | None = None) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if has_gpu else "cpu",
         },
     }
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """Versions of packages by name, ``unknown`` where one is not installed."""
+    found = dict.fromkeys(packages, "unknown")
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _commit(root: Path) -> dict[str, Any]:
@@ -60,10 +70,3 @@ def _git(root: Path, *arguments: str) -> list[str] | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.splitlines() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -8,8 +8,7 @@ under the model's probabilities. Validation is on traces of the pool that traini
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adapters.backbones import load_backbone
-from adapters.checkpoints import CONFIG_FILE, save_checkpoint
 from adapters.datasets import (
     IGNORED,
     Batch,
@@ -36,29 +34,17 @@ from adapters.datasets import (
 from adapters.policy import AbrModelConfig, AbrPolicy
 from adapters.pool_summary import describe_pool
 from adapters.pools import Decide, Episode, Pool, pool_ladder
-from adapters.provenance import describe_origin
-from adapters.training_loop import (
-    Determinism,
-    Fit,
-    Learner,
-    LoopConfig,
-    Measured,
-    Progress,
-    TrainingDiverged,
-    TrainingError,
-    choose_device,
-)
-from adapters.training_processes import join_processes
+from adapters.training_loop import Measured, Progress, TrainingError
+from adapters.training_runs import AdaptedLearner, AdapterTraining, train_adapters
 
 Evaluate = Callable[[Decide], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig(LoopConfig):
+class TrainingConfig(AdapterTraining):
     """How to train on a pool; ``seed`` is also that of the split.
 
     Attributes:
-        batch_size: windows per step.
         validation_fraction: share of the traces held out.
         label_weight: weight of the cross-entropy.
         regret_weight: weight of the expected loss of value, if the pool knows values.
@@ -66,23 +52,17 @@ class TrainingConfig(LoopConfig):
         tell_returns: tell the model the return-to-go of what it imitates, and ask for the
             ``return_quantile`` of the pool when it decides; the labels are then the levels taken.
         return_quantile: see ``tell_returns``.
-        gradient_checkpointing: compute the language model's activations twice instead of keeping
-            them: less memory, more time, the same weights.
     """
 
-    batch_size: int = 16
     validation_fraction: float = 0.15
     label_weight: float = 0.3
     regret_weight: float = 1.0
     max_regret: float = 20.0
     tell_returns: bool = False
     return_quantile: float = 0.9
-    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        LoopConfig.__post_init__(self)
-        if self.batch_size < 1:
-            raise TrainingError(f"batch_size must be at least 1, is {self.batch_size}")
+        AdapterTraining.__post_init__(self)
         if not 0 < self.validation_fraction < 1:
             raise TrainingError(
                 f"validation_fraction must be between 0 and 1, is {self.validation_fraction}"
@@ -169,31 +149,32 @@ def train_abr(
     Raises:
         PoolError: the pool cannot be trained on.
         BackboneError: the language model cannot be loaded, or is too small.
-        TrainingError: the state to resume belongs to other settings, or the training has finished.
-        TrainingDiverged: a loss or gradient was not finite; the checkpoint of the best epoch so
-            far is written if there is one, and ``training-state`` stays.
+        TrainingError, TrainingDiverged: see :func:`adapters.training_runs.train_adapters`.
     """
     settings = config or TrainingConfig()
-    with Determinism(settings):
-        learner = PoolLearner(pool, backbone, settings, model, evaluate)
-        processes = join_processes(choose_device(settings))
-        fit = Fit(learner, settings, out, settings=learner.settings, processes=processes)
-        if resume and not fit.resume() and (out / CONFIG_FILE).exists():
-            raise TrainingError(f"{out}: this training has finished; nothing to resume")
-        try:
-            fit.run(on_progress)
-        except TrainingDiverged:
-            if fit.best_epoch:
-                _write(out, learner, fit, command)
-            raise
-        report = _write(out, learner, fit, command)
-        fit.forget_state()
-        processes.wait()
-        return report
+    learner, fit = train_adapters(
+        "abr",
+        lambda: PoolLearner(pool, backbone, settings, model, evaluate),
+        out,
+        config=settings,
+        command=command,
+        resume=resume,
+        on_progress=on_progress,
+    )
+    return TrainingReport(
+        checkpoint=str(out),
+        best_epoch=fit.best_epoch,
+        epochs=tuple(EpochReport(**row) for row in fit.history),
+        train_episodes=len(learner.train),
+        valid_episodes=len(learner.valid),
+        trained_parameters=learner.trained_parameters,
+    )
 
 
-class PoolLearner(Learner[Batch]):
+class PoolLearner(AdaptedLearner[Batch]):
     """The adapted model, learning from a pool."""
+
+    policy: AbrPolicy
 
     def __init__(
         self,
@@ -226,24 +207,20 @@ class PoolLearner(Learner[Batch]):
             model or AbrModelConfig(levels_kbps=ladder), levels_kbps=ladder, return_target=target
         )
         self.has_values = pool.has_values
-        self.policy = AbrPolicy(shape, load_backbone(backbone)).to(choose_device(config))
-        self.module = self.policy
-        if config.gradient_checkpointing:
-            self.policy.backbone.enable_gradient_checkpointing()
+        self.module = self.policy = AbrPolicy(shape, load_backbone(backbone))
+        self.chosen_by = "valid_qoe" if evaluate else "valid_loss"
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a state must agree with to be resumed, beside the configuration."""
+    def data(self) -> Mapping[str, Any]:
+        """Size of the pool."""
+        return {"pool_episodes": len(self.pool.episodes), "pool_chunks": self.pool.chunks}
+
+    def card(self) -> Mapping[str, Any]:
+        """What the pool holds, and how it was split."""
         return {
-            "backbone": self.policy.backbone.fingerprint,
-            "model": json.loads(json.dumps(dataclasses.asdict(self.policy.config))),
-            "pool_episodes": len(self.pool.episodes),
-            "pool_chunks": self.pool.chunks,
+            "pool": dataclasses.asdict(describe_pool(self.pool)),
+            "train_episodes": len(self.train),
+            "valid_episodes": len(self.valid),
         }
-
-    def weights(self) -> dict[str, Tensor]:
-        """Encoders, head and low-rank updates."""
-        return self.policy.adapter_state()
 
     def batches(self, epoch: int, rng: np.random.Generator) -> Batches:
         """Windows over all training episodes, shuffled."""
@@ -299,37 +276,3 @@ class PoolLearner(Learner[Batch]):
                 "valid_qoe": qoe,
             },
         )
-
-
-def _write(out: Path, learner: PoolLearner, fit: Fit[Batch], command: str) -> TrainingReport:
-    """Writes the checkpoint of the best epoch, whose weights are in place."""
-    policy = learner.policy
-    report = TrainingReport(
-        checkpoint=str(out),
-        best_epoch=fit.best_epoch,
-        epochs=tuple(EpochReport(**row) for row in fit.history),
-        train_episodes=len(learner.train),
-        valid_episodes=len(learner.valid),
-        trained_parameters=sum(value.numel() for value in learner.weights().values()),
-    )
-    card = {
-        "task": "abr",
-        "command": command,
-        "seed": learner.config.seed,
-        "backbone": policy.backbone.name,
-        "training": dataclasses.asdict(learner.config),
-        "pool": dataclasses.asdict(describe_pool(learner.pool)),
-        "train_episodes": report.train_episodes,
-        "valid_episodes": report.valid_episodes,
-        "trained_parameters": report.trained_parameters,
-        "best_epoch": report.best_epoch,
-        "chosen_by": "valid_qoe" if learner.evaluate else "valid_loss",
-        "epochs": fit.history,
-        "wall_s": fit.wall_s,
-        "processes": fit.processes.count,
-        "diverged": fit.diverged,
-        **describe_origin(policy.device),
-    }
-    if fit.processes.is_main:
-        save_checkpoint(out, policy, card)
-    return report

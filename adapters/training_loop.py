@@ -22,10 +22,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapters.checkpoints import CheckpointError, read_weights, write_json
+from adapters.checkpoint_files import CheckpointError, read_weights, write_json, write_weights
 from adapters.training_processes import ONE_PROCESS, Processes
 
 STATE_FOLDER = "training-state"
@@ -335,10 +334,7 @@ class Fit(Generic[BatchT]):
         tensors |= {f"memory.{key}": value for key, value in self.learner.memory().items()}
         for index, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in state.items()}
-        save_file(
-            {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-            fresh / STATE_WEIGHTS,
-        )
+        write_weights(fresh / STATE_WEIGHTS, tensors)
         write_json(fresh / STATE_FILE, self._document())
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -359,10 +355,8 @@ class Fit(Generic[BatchT]):
         Raises:
             TrainingError: the state cannot be read, or belongs to other settings.
         """
-        folder = self.folder / STATE_FOLDER
-        if not folder.exists():  # killed between removing the old state and naming the new one
-            folder = self.folder / f"{STATE_FOLDER}.new"
-        if not (folder / STATE_FILE).is_file():
+        folder = find_state(self.folder)
+        if folder is None:
             return False
         try:
             document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
@@ -411,6 +405,16 @@ class Fit(Generic[BatchT]):
     @property
     def _device(self) -> torch.device:
         return next(self.learner.module.parameters()).device
+
+
+def find_state(folder: Path) -> Path | None:
+    """The state that a training left in a checkpoint folder; None if there is none."""
+    place = folder / STATE_FOLDER
+    # A training killed while it replaced the old state has removed that, or a part of it.
+    for one in (place, folder / f"{STATE_FOLDER}.new"):
+        if all((one / name).is_file() for name in (STATE_FILE, STATE_WEIGHTS)):
+            return one
+    return place if (place / STATE_FILE).is_file() else None
 
 
 def choose_device(config: LoopConfig) -> torch.device:

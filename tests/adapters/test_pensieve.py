@@ -164,7 +164,7 @@ def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Calla
         (change_weights(lambda weights: weights.pop("head.bias")), "'head.bias' is missing"),
         (
             change_weights(lambda weights: weights.update(more=torch.zeros(1))),
-            "'more' is unknown",
+            "'more' does not belong",
         ),
         (
             change_weights(lambda weights: weights["head.bias"].fill_(torch.nan)),
