@@ -62,6 +62,10 @@ class Representation:
     initialization_url: str | None
     media_template: str
 
+    def media_url(self, number: int) -> str:
+        """Absolute URL of the segment with this ``$Number$``."""
+        return _fill(self.media_template, {"Number": number})
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -85,8 +89,7 @@ class Manifest:
 
     def media_url(self, chunk: int, level: int) -> str:
         """Absolute URL of chunk ``chunk`` (from 0) at ``level``."""
-        number = self.first_number + chunk
-        return _fill(self.representations[level].media_template, {"Number": number})
+        return self.representations[level].media_url(self.first_number + chunk)
 
 
 def media_name(level: int, chunk: int) -> str:
@@ -140,18 +143,92 @@ def parse_mpd(data: bytes, url: str) -> Manifest:
         MpdError: it is malformed, lacks something, or is of a kind that is not played; the message
             names what.
     """
-    root = _parse_xml(data)
+    presentation = parse_presentation(data, url)
+    if len(presentation.adaptations) != 1:
+        raise MpdError(
+            f"expected one AdaptationSet of video, found {len(presentation.adaptations)}"
+        )
+    found = video_set(presentation, presentation.adaptations[0])
+    return Manifest(
+        url=url,
+        chunk_s=found.chunk_s,
+        chunks=chunk_count(presentation.duration_s, found.chunk_s),
+        first_number=found.first_number,
+        representations=found.representations,
+        sizes_url=found.sizes_url,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """The one period of a static manifest.
+
+    Attributes:
+        period: its element.
+        base: URL that its relative ones start from.
+        adaptations: elements of its AdaptationSets of video.
+        duration_s: of the period.
+    """
+
+    period: ElementTree.Element
+    base: str
+    adaptations: tuple[ElementTree.Element, ...]
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSet:
+    """One AdaptationSet of video.
+
+    Attributes:
+        chunk_s: length of a chunk.
+        first_number: ``$Number$`` of chunk 0.
+        representations: by bandwidth, lowest first.
+        sizes_url: see :class:`Manifest`.
+    """
+
+    chunk_s: float
+    first_number: int
+    representations: tuple[Representation, ...]
+    sizes_url: str | None
+
+
+def parse_presentation(data: bytes, url: str, *, max_bytes: int = MAX_MPD_BYTES) -> Presentation:
+    """Reads what manifests of all kinds have in common.
+
+    Raises:
+        MpdError: it is no manifest, none that is static, too large, or has several periods.
+    """
+    root = _parse_xml(data, max_bytes)
     if root.tag != f"{_TAG}MPD":
         raise MpdError(f"the root element is {root.tag}, not MPD of {NAMESPACE}")
     if root.get("type", "static") != "static":
         raise MpdError(f"MPD@type is {root.get('type')!r}; only static manifests are played")
     period = _only(root, "Period")
-    adaptation = _video_set(period)
-    base = url
-    for element in (root, period, adaptation):
-        base = _base_url(element, base)
+    return Presentation(
+        period=period,
+        base=_base_url(period, _base_url(root, url)),
+        adaptations=tuple(
+            element
+            for element in period.iterfind(f"{_TAG}AdaptationSet")
+            if "video" in _kind(element)
+        ),
+        duration_s=_duration_s(
+            period.get("duration") or root.get("mediaPresentationDuration"),
+            "MPD@mediaPresentationDuration",
+        ),
+    )
+
+
+def video_set(presentation: Presentation, adaptation: ElementTree.Element) -> VideoSet:
+    """Reads one AdaptationSet.
+
+    Raises:
+        MpdError: it is malformed, lacks something, or is of a kind that is not played.
+    """
+    base = _base_url(adaptation, presentation.base)
     levels = [
-        _representation(element, [period, adaptation, element], base)
+        _representation(element, [presentation.period, adaptation, element], base)
         for element in adaptation.iterfind(f"{_TAG}Representation")
     ]
     if not levels:
@@ -165,21 +242,24 @@ def parse_mpd(data: bytes, url: str) -> Manifest:
     rates = [representation.bandwidth_bps for representation in representations]
     if len(set(rates)) < len(rates):
         raise MpdError(f"two Representations have the same bandwidth: {rates}")
-    duration_s = _duration_s(
-        period.get("duration") or root.get("mediaPresentationDuration"),
-        "MPD@mediaPresentationDuration",
-    )
-    chunks = math.ceil(round(duration_s / template.chunk_s, 6))
-    if not 1 <= chunks <= MAX_CHUNKS:
-        raise MpdError(f"{duration_s} s of {template.chunk_s} s chunks are {chunks} chunks")
-    return Manifest(
-        url=url,
+    return VideoSet(
         chunk_s=template.chunk_s,
-        chunks=chunks,
         first_number=template.number,
         representations=representations,
-        sizes_url=_sizes_url(adaptation, base),
+        sizes_url=announced_sizes_url(adaptation, base),
     )
+
+
+def chunk_count(duration_s: float, chunk_s: float) -> int:
+    """Chunks of a period.
+
+    Raises:
+        MpdError: none, or too many.
+    """
+    chunks = math.ceil(round(duration_s / chunk_s, 6))
+    if not 1 <= chunks <= MAX_CHUNKS:
+        raise MpdError(f"{duration_s} s of {chunk_s} s chunks are {chunks} chunks")
+    return chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +311,9 @@ def read_sizes(data: bytes, manifest: Manifest, *, name: str) -> Video:
     return video
 
 
-def _parse_xml(data: bytes) -> ElementTree.Element:
-    if len(data) > MAX_MPD_BYTES:
-        raise MpdError(f"a manifest of {len(data)} bytes; at most {MAX_MPD_BYTES} are read")
+def _parse_xml(data: bytes, max_bytes: int) -> ElementTree.Element:
+    if len(data) > max_bytes:
+        raise MpdError(f"a manifest of {len(data)} bytes; at most {max_bytes} are read")
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = _refuse_doctype
     try:
@@ -251,15 +331,6 @@ def _only(parent: ElementTree.Element, name: str) -> ElementTree.Element:
     found = parent.findall(f"{_TAG}{name}")
     if len(found) != 1:
         raise MpdError(f"expected one {name}, found {len(found)}")
-    return found[0]
-
-
-def _video_set(period: ElementTree.Element) -> ElementTree.Element:
-    found = [
-        element for element in period.iterfind(f"{_TAG}AdaptationSet") if "video" in _kind(element)
-    ]
-    if len(found) != 1:
-        raise MpdError(f"expected one AdaptationSet of video, found {len(found)}")
     return found[0]
 
 
@@ -283,14 +354,34 @@ def _join(base: str, relative: str) -> str:
         raise MpdError(f"not a URL: {relative[:80]!r} ({error})") from error
 
 
-def _sizes_url(adaptation: ElementTree.Element, base: str) -> str | None:
-    for found in adaptation.iterfind(f"{_TAG}SupplementalProperty"):
-        if found.get("schemeIdUri") == SIZES_SCHEME:
-            value = found.get("value")
-            if not value:
-                raise MpdError(f"the SupplementalProperty {SIZES_SCHEME} has no value")
-            return _join(base, value)
-    return None
+def announced_sizes_url(element: ElementTree.Element, base: str) -> str | None:
+    """Absolute URL of the size table that a period or AdaptationSet announces, if it does.
+
+    Raises:
+        MpdError: the announcement has no value.
+    """
+    found = property_values(element, SIZES_SCHEME, ("SupplementalProperty",))
+    return _join(base, found[0]) if found else None
+
+
+def property_values(
+    element: ElementTree.Element, scheme: str, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Values of the descriptors of a scheme that are children of ``element``.
+
+    Raises:
+        MpdError: one has none.
+    """
+    found = [
+        child
+        for name in names
+        for child in element.iterfind(f"{_TAG}{name}")
+        if child.get("schemeIdUri") == scheme
+    ]
+    for child in found:
+        if not child.get("value"):
+            raise MpdError(f"the {child.tag.removeprefix(_TAG)} {scheme} has no value")
+    return tuple(child.get("value", "") for child in found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""DASH server (Tornado): manifest, size table, initialisation and padded media segments.
+"""DASH server (Tornado): manifest, size table, initialisation and padded media segments, tiles.
 
 Byte ranges follow RFC 9110, section 14; CORS follows the Fetch standard, so that a browser page of
 another origin plays from here; CMCD (CTA-5004) is read from query and headers and logged. Bodies
@@ -20,12 +20,21 @@ from typing import Any, ClassVar
 
 from tornado import httpserver, iostream, web
 
-from player import cmcd, mpd
+from player import cmcd, mpd, tiled_mpd
 from player.content import ContentPack, Segment
 from player.sockets import ServerAddressError, base_url, listening_socket
+from player.tiled_content import tile_segment
+from player.tiled_video import TiledVideo, write_tile_sizes
 from player.video import Video
 
-__all__ = ["HostedVideo", "RequestLogEntry", "ServerAddressError", "make_application", "serve"]
+__all__ = [
+    "HostedTiledVideo",
+    "HostedVideo",
+    "RequestLogEntry",
+    "ServerAddressError",
+    "make_application",
+    "serve",
+]
 
 UNSENT_LIMIT_BYTES = 16 * 1024  # TCP_NOTSENT_LOWAT
 # Any limit has TCP pace its packets by window over round-trip time, as servers with the fq qdisc
@@ -90,6 +99,23 @@ class HostedVideo:
         return mpd.write_sizes(self.video)
 
 
+@dataclass(frozen=True)
+class HostedTiledVideo:
+    """A tiled video; its tiles have no pictures, see :mod:`player.tiled_content`."""
+
+    video: TiledVideo
+
+    @cached_property
+    def manifest(self) -> bytes:
+        """The MPD."""
+        return tiled_mpd.write_tiled_mpd(self.video)
+
+    @cached_property
+    def sizes(self) -> bytes:
+        """The JSON table of tile sizes."""
+        return write_tile_sizes(self.video)
+
+
 @dataclass(frozen=True, slots=True)
 class RequestLogEntry:
     """One answered, or aborted, request.
@@ -120,10 +146,11 @@ class RequestLogEntry:
 
 
 OnRequest = Callable[[RequestLogEntry], None]
+Hosted = HostedVideo | HostedTiledVideo
 
 
 def make_application(
-    videos: Mapping[str, HostedVideo], on_request: OnRequest | None = None
+    videos: Mapping[str, Hosted], on_request: OnRequest | None = None
 ) -> web.Application:
     """The Tornado application that serves ``/NAME/manifest.mpd`` and what that refers to.
 
@@ -144,6 +171,7 @@ def make_application(
             (r"/([^/]+)/sizes\.json", _SizesHandler, shared),
             (r"/([^/]+)/init-([0-9]{1,4})\.mp4", _InitHandler, shared),
             (r"/([^/]+)/chunk-([0-9]{1,4})-([0-9]{1,9})\.m4s", _MediaHandler, shared),
+            (r"/([^/]+)/tile-([0-9]{1,5})-([0-9]{1,4})-([0-9]{1,9})\.m4s", _TileHandler, shared),
         ],
         default_handler_class=_MissingHandler,
         default_handler_args=shared,
@@ -157,7 +185,7 @@ def _log_nothing(handler: web.RequestHandler) -> None:
 
 
 async def serve(
-    videos: Mapping[str, HostedVideo],
+    videos: Mapping[str, Hosted],
     *,
     sockets: Sequence[socket.socket] = (),
     address: tuple[str, int] | None = None,
@@ -228,20 +256,24 @@ class _Handler(web.RequestHandler):
 
     SUPPORTED_METHODS: ClassVar[tuple[str, ...]] = _ALLOWED_METHODS  # type: ignore[misc]
 
-    def initialize(
-        self, *, videos: Mapping[str, HostedVideo], on_request: OnRequest | None
-    ) -> None:
+    def initialize(self, *, videos: Mapping[str, Hosted], on_request: OnRequest | None) -> None:
         self._videos = videos
         self._on_request = on_request
         self._began_s = asyncio.get_running_loop().time()
         self._bytes_sent = 0
         self._aborted = self._logged = False
 
-    def hosted(self, name: str) -> HostedVideo:
+    def hosted(self, name: str) -> Hosted:
         try:
             return self._videos[name]
         except KeyError:
             raise web.HTTPError(404) from None
+
+    def hosted_video(self, name: str) -> HostedVideo:
+        hosted = self.hosted(name)
+        if not isinstance(hosted, HostedVideo):
+            raise web.HTTPError(404)
+        return hosted
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -368,7 +400,7 @@ class _SizesHandler(_Handler):
 
 class _InitHandler(_Handler):
     async def get(self, name: str, level: str) -> None:
-        hosted = self.hosted(name)
+        hosted = self.hosted_video(name)
         if str(int(level)) != level or int(level) >= hosted.video.levels:
             raise web.HTTPError(404)
         await self.send_body(INIT_TYPE, hosted.content.init(int(level)))
@@ -378,7 +410,7 @@ class _InitHandler(_Handler):
 
 class _MediaHandler(_Handler):
     async def get(self, name: str, level_text: str, number_text: str) -> None:
-        hosted = self.hosted(name)
+        hosted = self.hosted_video(name)
         level, chunk = int(level_text), int(number_text) - mpd.FIRST_NUMBER
         if level >= hosted.video.levels or not 0 <= chunk < hosted.video.chunks:
             raise web.HTTPError(404)
@@ -386,6 +418,23 @@ class _MediaHandler(_Handler):
             raise web.HTTPError(404)  # leading zeros
         size_bytes = hosted.video.sizes_bytes[chunk][level]
         await self.send_body(MEDIA_TYPE, hosted.content.segment(chunk, level, size_bytes))
+
+    head = get
+
+
+class _TileHandler(_Handler):
+    async def get(self, name: str, tile_text: str, level_text: str, number_text: str) -> None:
+        hosted = self.hosted(name)
+        if not isinstance(hosted, HostedTiledVideo):
+            raise web.HTTPError(404)
+        video = hosted.video
+        tile, level, chunk = int(tile_text), int(level_text), int(number_text) - mpd.FIRST_NUMBER
+        if tile >= video.grid.tiles or level >= video.levels or not 0 <= chunk < video.chunks:
+            raise web.HTTPError(404)
+        name_of_it = f"tile-{tile_text}-{level_text}-{number_text}.m4s"
+        if tiled_mpd.tile_name(chunk, tile, level) != name_of_it:
+            raise web.HTTPError(404)  # leading zeros
+        await self.send_body(MEDIA_TYPE, tile_segment(video.sizes_bytes[chunk][tile][level]))
 
     head = get
 
