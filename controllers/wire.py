@@ -18,6 +18,11 @@ import pydantic_core
 
 from controllers.registry import TASKS, UnknownController
 from player.observation import AbrObservation, ObservationError, check_observation
+from player.viewport_observation import (
+    Viewport,
+    ViewportObservation,
+    check_viewport_observation,
+)
 
 DEADLINE_HEADER = "X-Deadline-Ms"
 KEEP_ALIVE_S = 3600.0  # a player's stall must not cost it a new connection
@@ -74,8 +79,9 @@ class TaskWire:
     def read_decision(self, value: Any) -> Any:
         """The decision in a parsed answer; what is no decision is left for the player to refuse."""
         try:
-            return self.decision.validate_python(value, strict=True)
-        except pydantic.ValidationError:
+            # By way of JSON, where strict means the same as for observations: an array is a tuple.
+            return self.decision.validate_json(pydantic_core.to_json(value), strict=True)
+        except ValueError:  # of pydantic, whatever it could not read or write
             return value
 
     def write_decision(self, decision: Any, decision_ms: float) -> bytes:
@@ -98,6 +104,12 @@ def task_wire(task: str) -> TaskWire:
     if task == "abr":
         return TaskWire(
             pydantic.TypeAdapter(AbrObservation), pydantic.TypeAdapter(int), check_observation
+        )
+    if task == "viewport":
+        return TaskWire(
+            pydantic.TypeAdapter(ViewportObservation),
+            pydantic.TypeAdapter(tuple[Viewport, ...]),
+            check_viewport_observation,
         )
     raise UnknownController(f"no wire format for task {task!r}; tasks are {', '.join(TASKS)}")
 

@@ -6,13 +6,15 @@ same traces and the same video everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
+from player.head_motion import HeadMotion, HeadMotionError, check_known, read_recordings
+from player.head_motion_model import generate_head_motion, generate_scene
 from player.trace import Trace
 from player.video import PENSIEVE_CHUNK_S, PENSIEVE_LEVELS_KBPS, Video, generate_video, read_video
 from testbed.trace_generators import generate_trace
@@ -88,6 +90,44 @@ VIDEOS: Mapping[str, GeneratedVideo] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class RecordingSet:
+    """A built-in set of generated head motion: every user watches every video.
+
+    Attributes:
+        videos: their numbers; sets that are to share no video have different ones.
+        users: likewise.
+        duration_s: length of each recording.
+        seed: fixed seed of the set.
+        about: one line for lists.
+    """
+
+    videos: range
+    users: range
+    duration_s: float
+    seed: int
+    about: str
+
+    def recording(self, video: int, user: int) -> HeadMotion:
+        """One viewer's recording; it does not depend on which others are made."""
+        scene = generate_scene(self.duration_s, _rng(self.seed, video))
+        name = f"video{video:02d}/user{user:02d}"
+        rng = _rng(self.seed, video, user)
+        return generate_head_motion(name, self.duration_s, rng, scene, video=video, user=user)
+
+
+RECORDING_SETS: Mapping[str, RecordingSet] = MappingProxyType(
+    {
+        "explorers": RecordingSet(
+            range(1, 7), range(1, 17), 60.0, 401, "6 videos of 60 s, 16 viewers"
+        ),
+        "explorers-train": RecordingSet(
+            range(11, 23), range(21, 45), 60.0, 402, "12 other videos, 24 other viewers"
+        ),
+    }
+)
+
+
 def resolve_traces(
     spec: str, data_dir: Path | None = None, base: Path = Path(), limit: int | None = None
 ) -> tuple[Trace, ...]:
@@ -131,6 +171,62 @@ def resolve_video(
         return builtin_video(name, levels_kbps=levels_kbps, chunk_s=chunk_s)
     folder = resolve_path(spec, data_dir, base)
     return read_video(folder, levels_kbps=levels_kbps, chunk_s=chunk_s)
+
+
+def resolve_recordings(
+    spec: str,
+    data_dir: Path | None = None,
+    base: Path = Path(),
+    videos: Collection[int] | None = None,
+    users: Collection[int] | None = None,
+) -> tuple[HeadMotion, ...]:
+    """The head motion that an experiment names, sorted by video and user.
+
+    Args:
+        spec: ``builtin:NAME``, ``data:PATH`` or a path; a path is a folder ``videoVV/userUU.csv``.
+        data_dir: folder that ``data:`` means, or None when the user named none.
+        base: folder that relative paths start from, that of the experiment file.
+        videos: only these; all by default.
+        users: only these; all by default.
+
+    Raises:
+        DataNotFound: no such name or folder, or ``data:`` without a data folder.
+        HeadMotionError: no such video or user, or a malformed recording.
+    """
+    if spec.startswith(BUILTIN_PREFIX):
+        return builtin_recordings(spec.removeprefix(BUILTIN_PREFIX), videos, users)
+    return read_recordings(resolve_path(spec, data_dir, base), videos, users)
+
+
+def builtin_recordings(
+    name: str,
+    videos: Collection[int] | None = None,
+    users: Collection[int] | None = None,
+) -> tuple[HeadMotion, ...]:
+    """The recordings of a built-in set, all by default.
+
+    Raises:
+        DataNotFound: no such set; the message lists them.
+        HeadMotionError: the set has no such video or user.
+    """
+    if name not in RECORDING_SETS:
+        raise DataNotFound(
+            f"no built-in head motion {name!r}; there are "
+            + ", ".join(BUILTIN_PREFIX + known for known in RECORDING_SETS)
+        )
+    chosen = RECORDING_SETS[name]
+    where = BUILTIN_PREFIX + name
+    check_known(where, "video", videos, chosen.videos)
+    check_known(where, "user", users, chosen.users)
+    found = tuple(
+        chosen.recording(video, user)
+        for video in chosen.videos
+        for user in chosen.users
+        if (videos is None or video in videos) and (users is None or user in users)
+    )
+    if not found:
+        raise HeadMotionError(f"{where}: neither videos nor users may be empty")
+    return found
 
 
 def builtin_traces(name: str, limit: int | None = None) -> tuple[Trace, ...]:

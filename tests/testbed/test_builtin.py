@@ -3,12 +3,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from player.head_motion import HeadMotionError
 from player.video import VideoFormatError
 from testbed.builtin import (
+    RECORDING_SETS,
     TRACE_SETS,
     VIDEOS,
     DataNotFound,
     resolve_path,
+    resolve_recordings,
     resolve_traces,
     resolve_video,
 )
@@ -102,3 +105,41 @@ def test_malformed_data_is_an_error_of_its_format(tmp_path: Path) -> None:
         resolve_traces("bad", base=tmp_path)
     with pytest.raises(VideoFormatError):
         resolve_video(".", base=tmp_path)
+
+
+@pytest.mark.parametrize("name", RECORDING_SETS)
+def test_built_in_head_motion_is_the_same_every_time(name: str) -> None:
+    chosen = RECORDING_SETS[name]
+    videos, users = chosen.videos[:2], chosen.users[:2]
+    found = resolve_recordings(f"builtin:{name}", videos=videos, users=users)
+    assert [(one.video, one.user) for one in found] == [(v, u) for v in videos for u in users]
+    (again,) = resolve_recordings(f"builtin:{name}", videos=videos[1:], users=users[1:])
+    assert again.name == found[-1].name == f"video{videos[1]:02d}/user{users[1]:02d}"
+    assert again.poses_deg.tolist() == found[-1].poses_deg.tolist()
+    assert again.duration_s == pytest.approx(chosen.duration_s)
+
+
+def test_built_in_head_motion_to_train_on_shares_nothing() -> None:
+    test, train = RECORDING_SETS["explorers"], RECORDING_SETS["explorers-train"]
+    assert not set(test.videos) & set(train.videos)
+    assert not set(test.users) & set(train.users)
+    assert test.seed != train.seed
+
+
+def test_head_motion_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound, match="'x'; there are builtin:explorers, "):
+        resolve_recordings("builtin:x")
+    with pytest.raises(HeadMotionError, match="builtin:explorers: no video 7; there are 1, 2"):
+        resolve_recordings("builtin:explorers", videos=[7])
+    with pytest.raises(HeadMotionError, match="no user 99; there are 1, 2"):
+        resolve_recordings("builtin:explorers", users=[99])
+    with pytest.raises(HeadMotionError, match="neither videos nor users"):
+        resolve_recordings("builtin:explorers", videos=[])
+    folder = tmp_path / "motion" / "video03"
+    folder.mkdir(parents=True)
+    (folder / "user05.csv").write_text("0,0,0,0\n0.2,0,0,0\n")
+    (found,) = resolve_recordings("data:motion", tmp_path)
+    assert (found.video, found.user) == (3, 5)
+    assert resolve_recordings("motion", base=tmp_path)[0].name == found.name
+    with pytest.raises(DataNotFound, match="no such file"):
+        resolve_recordings("none", base=tmp_path)

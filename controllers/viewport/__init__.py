@@ -1,0 +1,1 @@
+"""Viewport prediction: one file per algorithm, named as it is registered."""
