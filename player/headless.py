@@ -8,16 +8,13 @@ for, and throws the bytes away: nothing is decoded, so that many sessions fit on
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Protocol
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
-import yarl
 
 from player import cmcd, mpd
 from player.machine import (
@@ -33,46 +30,28 @@ from player.machine import (
     TimerFired,
     WaitUntil,
 )
+from player.media_http import (
+    DECISION_LIMIT_S,
+    Limits,
+    PlaybackError,
+    count_body,
+    get_ok,
+    http_session,
+    load_whole,
+    with_cmcd,
+)
 from player.observation import AbrObservation
 from player.records import ChunkRecord
 from player.video import Video
 
-READ_BUFFER_BYTES = 256 * 1024
-KEEP_ALIVE_S = 3600.0  # pauses at the buffer cap and stalls must not cost a new connection
 MILLISECONDS_PER_SECOND = 1000
 MAX_INIT_BYTES = 2**20
-DECISION_LIMIT_S = 60.0
 
 _log = logging.getLogger(__name__)
 
 #: Asks the controller for a level. A ConnectionError or TimeoutError says that it is unavailable,
 #: and the fallback decides; anything else ends the session.
 AskLevel = Callable[[AbrObservation], Awaitable[int]]
-
-
-class PlaybackError(ConnectionError):
-    """The server did not deliver what it announced; ``chunks`` holds what was finished before."""
-
-    def __init__(self, message: str, chunks: tuple[ChunkRecord, ...] = ()) -> None:
-        super().__init__(message)
-        self.chunks = chunks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Longest waits, seconds; generous, because a slow trace stalls for minutes legitimately.
-
-    Attributes:
-        connect_s: to reach the server.
-        setup_s: for manifest, size table and initialisation segments, each.
-        chunk_s: for one chunk.
-        decision_s: for one decision, whatever limit ``ask`` has of its own.
-    """
-
-    connect_s: float = 30.0
-    setup_s: float = 120.0
-    chunk_s: float = 900.0
-    decision_s: float = DECISION_LIMIT_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +182,7 @@ async def play_headless(
         ConnectionError, TimeoutError: the controller is unavailable and there is no fallback.
     """
     longest = limits or Limits()
-    async with _http_session(longest) as http:
+    async with http_session(longest) as http:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         media = await HttpMedia.open(http, manifest_url, cmcd.identifier(session_id), longest)
@@ -228,16 +207,6 @@ async def play_headless(
             setup_s=setup_s,
             fallbacks=sum(chunk.fallback for chunk in player.chunks),
         )
-
-
-def _http_session(limits: Limits) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=KEEP_ALIVE_S),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=limits.connect_s),
-        headers={"Accept-Encoding": "identity"},
-        auto_decompress=False,
-        read_bufsize=READ_BUFFER_BYTES,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +235,8 @@ class HttpMedia:
         told: dict[str, cmcd.Value] = {"sid": session_id, "sf": "d", "st": "v", "su": True}
 
         async def load(url: str, object_type: str, most_bytes: int) -> bytes:
-            target = _with_cmcd(url, told | {"ot": object_type})
-            return await _load(http, target, most_bytes, limits.setup_s)
+            target = with_cmcd(url, told | {"ot": object_type})
+            return await load_whole(http, target, most_bytes, limits.setup_s)
 
         manifest = mpd.parse_mpd(await load(url, "m", mpd.MAX_MPD_BYTES), url)
         if manifest.sizes_url is None:
@@ -299,31 +268,16 @@ class HttpMedia:
             PlaybackError: it does not come, not in time, or is not as long as announced.
         """
         url = self.manifest.media_url(command.chunk, command.level)
-        target = _with_cmcd(url, self._cmcd(command, player))
+        target = with_cmcd(url, self._cmcd(command, player))
         where = f"chunk {command.chunk} at level {command.level}"
         try:
-            async with asyncio.timeout(self.limits.chunk_s), _get(self.http, target) as response:
-                return await self._read(response, command.size_bytes)
+            async with asyncio.timeout(self.limits.chunk_s), get_ok(self.http, target) as response:
+                return await count_body(response, command.size_bytes)
         except TimeoutError as error:
             reason = str(error) or f"not in after {self.limits.chunk_s} s"
             raise PlaybackError(f"{where}: {reason} ({url})", player.chunks) from error
         except (aiohttp.ClientError, OSError) as error:
             raise PlaybackError(f"{where}: {error} ({url})", player.chunks) from error
-
-    async def _read(self, response: aiohttp.ClientResponse, size_bytes: int) -> float:
-        announced = response.content_length
-        if announced not in (None, size_bytes):
-            raise PlaybackError(f"{announced} bytes, {size_bytes} in the size table")
-        received = 0
-        while received < size_bytes:
-            data = await response.content.readany()
-            if not data:
-                raise PlaybackError(f"ended after {received} of {size_bytes} bytes")
-            received += len(data)
-        arrived_s = self.now()
-        if received > size_bytes or await response.content.readany():
-            raise PlaybackError(f"more than the {size_bytes} bytes in the size table")
-        return arrived_s
 
     def _cmcd(self, command: Fetch, player: Player) -> dict[str, cmcd.Value]:
         ladder, chunks = self.video.levels_kbps, player.chunks
@@ -345,31 +299,3 @@ class HttpMedia:
         if chunks:
             told["mtp"] = chunks[-1].throughput_kbps
         return told
-
-
-def _with_cmcd(url: str, values: dict[str, cmcd.Value]) -> str:
-    query = urlencode({cmcd.QUERY_PARAMETER: cmcd.encode(values)})
-    return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
-
-
-@contextlib.asynccontextmanager
-async def _get(http: aiohttp.ClientSession, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
-    async with http.get(yarl.URL(url, encoded=True)) as response:
-        if response.status != HTTPStatus.OK:
-            raise PlaybackError(f"the server answers {response.status} {response.reason}")
-        yield response
-
-
-async def _load(http: aiohttp.ClientSession, url: str, most_bytes: int, limit_s: float) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limit_s), _get(http, url) as response:
-            async for data in response.content.iter_any():
-                body += data
-                if len(body) > most_bytes:
-                    raise PlaybackError(f"more than {most_bytes} bytes")
-    except TimeoutError as error:
-        raise PlaybackError(f"{url}: {str(error) or f'not in after {limit_s} s'}") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise PlaybackError(f"{url}: {error}") from error
-    return bytes(body)

@@ -13,7 +13,20 @@ ROOT = Path(__file__).parent.parent
 ORDER = ("player", "cluster_sim", "adapters", "controllers", "testbed")
 SOURCES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 #: Logic without a clock, a socket or a file: time is an argument.
-PURE = ("player/machine.py", "player/observation.py", "player/qoe.py", "player/link_models.py")
+PURE = (
+    "player/machine.py",
+    "player/observation.py",
+    "player/qoe.py",
+    "player/link_models.py",
+    "player/tiled_machine.py",
+    "player/tiled_events.py",
+    "player/tile_allocation.py",
+    "player/tile_accounts.py",
+    "player/tiled_link.py",
+    "player/viewer.py",
+    "player/prediction_errors.py",
+    "player/viewport_observation.py",
+)
 IMPURE = {"asyncio", "socket", "time", "random", "datetime", "threading", "subprocess", "os"}
 MAY_IMPORT_TORCH = ("adapters/", "controllers/abr/netllm.py")
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors"}

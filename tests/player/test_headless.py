@@ -17,9 +17,10 @@ import pytest
 
 from player import mpd
 from player.content import ContentPack
-from player.headless import Limits, PlaybackError, PlayedSession, drive, play_headless
+from player.headless import PlayedSession, drive, play_headless
 from player.link_models import LinkModel, PensieveLink, TcpLink
 from player.machine import Fetch, InvalidDecision, Player, PlayerConfig
+from player.media_http import Limits, PlaybackError
 from player.observation import AbrObservation
 from player.records import ChunkRecord
 from player.server import RequestLogEntry
