@@ -12,8 +12,11 @@ the sizes:
 The sizes are computed at the place where the action will stand, and overwritten by it.
 
 What is kept is found by its content: all that enters its tokens is the key, and keys are compared,
-so no answer can come from another history, and no session needs a name. As the window moves on by a
-block, all of its steps but the present one are computed anew.
+so no answer can come from another history, and no session needs a name.
+
+As the window moves on by a block, its tokens stand elsewhere and are computed anew. Our own passes
+do half of that before: in the middle of a block, the tokens so far are also computed for where they
+will stand in the next window. So two decisions of a block take somewhat longer, and none very long.
 
 (The picture is of the layout ``netllm``; in ``forecast`` a step is one token, which is kept.)
 """
@@ -33,29 +36,40 @@ from torch import Tensor
 
 from adapters.backbones import Backbone, BackboneError
 from adapters.features import PAST_CHUNKS, StepFeatures, window_features
+from adapters.graphed import graphed_pass
 from adapters.passes import LeanPass, LibraryPass, Pass, Row
 from adapters.tokens import Layout, window_start, window_steps
 from player.observation import AbrObservation, PastChunk
 
 #: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
 #: pass, the other through the library's; ``int8`` is ``lean`` with weights rounded to integers, so
-#: close but not exact; ``full`` recomputes the window.
-Inference = Literal["lean", "cached", "int8", "full"]
+#: close but not exact; ``graphed`` runs in memory of fixed length, on a GPU as one captured step;
+#: ``full`` recomputes the window.
+Inference = Literal["graphed", "lean", "cached", "int8", "full"]
 PASSES: dict[Inference, Callable[[Backbone], Pass]] = {
+    "graphed": graphed_pass,
     "lean": LeanPass,
     "cached": LibraryPass,
     "int8": functools.partial(LeanPass, weights="int8"),
 }
-#: Those that ``auto`` tries, the fastest first.
-EXACT_PASSES: tuple[Inference, ...] = ("lean", "cached")
+#: Those that ``auto`` tries, the fastest first, by the kind of device.
+EXACT_PASSES: dict[str, tuple[Inference, ...]] = {
+    "cpu": ("lean", "cached"),
+    "cuda": ("graphed", "lean", "cached"),
+}
+#: Those that begin the next window in the middle of a block: for which two rows together take less
+#: time than one after the other.
+PREPARING: tuple[Inference, ...] = ("lean", "int8")
 #: ``(S, …)`` steps and their S places in windows to ``(S, tokens per step, D)`` tokens.
 Encode = Callable[[StepFeatures, Sequence[int]], Tensor]
 #: ``(B, D)`` hidden states at the read tokens to ``(B, …)`` answers.
 Answer = Callable[[Tensor], Tensor]
-#: Of kept keys and values: windows of 200 sessions with MiniLM, of 50 with GPT-2 small.
+#: Of kept keys and values: 200 windows with MiniLM, 50 with GPT-2 small. A session has one, and in
+#: the second half of a block two.
 CACHE_BYTES = 256 * 2**20
-#: Largest difference to the full pass, over the largest hidden value, that a pass may show.
-EXACT = 1e-4
+#: Largest difference to the full pass, over the largest hidden value, that a pass may show: the
+#: rounding of the weights' type, which the full pass shows as well.
+EXACT = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 #: The same for ``int8``: to find errors, not rounding, which shows on random tokens most (MiniLM
 #: without updates: 0.27).
 INT8_CLOSE = 0.5
@@ -82,10 +96,19 @@ class Prefix:
     history: tuple[PastChunk, ...]
 
 
-def prefixes(observation: AbrObservation, block: int) -> Iterator[Prefix]:
-    """Those of the window in which the step is decided, the longest first."""
+def prefixes(
+    observation: AbrObservation, block: int, *, start: int | None = None
+) -> Iterator[Prefix]:
+    """Those of the window in which the step is decided, the longest first.
+
+    Args:
+        observation: of the step.
+        block: steps per block of the window.
+        start: first step of another window with the step in it.
+    """
     now, history = observation.chunk_index, observation.history
-    start, forgotten = window_start(now, block), now - len(history)
+    forgotten = now - len(history)
+    start = window_start(now, block) if start is None else start
     seen_from = max(0, start - PAST_CHUNKS - forgotten)
     for step in range(now, start - 1, -1):
         past = history[: max(0, step - forgotten)]
@@ -99,6 +122,14 @@ def prefixes(observation: AbrObservation, block: int) -> Iterator[Prefix]:
             buffer_s=buffer_s,
             history=past[seen_from:],
         )
+
+
+def next_start(observation: AbrObservation, block: int) -> int | None:
+    """First step of the window to prepare for: in the middle of a block, unless all ends in it."""
+    now = observation.chunk_index
+    start = now // block * block
+    is_time = start > 0 and now - start == (block - 1) // 2 > 0
+    return start if is_time and now + observation.chunks_left > start + block else None
 
 
 class PrefixCache:
@@ -125,6 +156,9 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __contains__(self, prefix: Prefix) -> bool:
+        return prefix in self._entries
 
     def claim(self, wanted: Iterable[Prefix], *, claimed: int) -> tuple[Tensor, Prefix | None]:
         """Takes out the memory of the first prefix that is there, or empty memory.
@@ -182,14 +216,26 @@ class CachedInference:
         block: int,
         device: torch.device,
         limit_bytes: int = CACHE_BYTES,
+        prepares: bool = False,
     ) -> None:
         """Makes one with an empty cache.
+
+        Args:
+            encode: makes tokens.
+            run: computes them.
+            answer: reads answers.
+            layout: of the tokens.
+            block: steps per block of the window.
+            device: where the weights are.
+            limit_bytes: of what is kept.
+            prepares: whether the next window is begun in the middle of a block.
 
         Raises:
             ValueError: not one window fits into the limit.
         """
         self._encode, self._run, self._answer = encode, run, answer
         self._layout, self._block, self._device = layout, block, device
+        self._prepares = prepares
         layers, two, heads, width = run.memory_shape
         shape = (layers, two, heads, _kept_tokens(layout, block), width)  # (layers, 2, H, W, d)
         self.cache = PrefixCache(shape, limit_bytes, self._device)
@@ -211,7 +257,16 @@ class CachedInference:
 
     def _part(self, observations: Sequence[AbrObservation]) -> Tensor:
         """As many as the cache has room for; ``(B, …)``."""
-        questions = [self._question(one, claimed) for claimed, one in enumerate(observations)]
+        questions: list[_Question] = []
+        for one in observations:
+            start = window_start(one.chunk_index, self._block)
+            questions.append(self._question(one, start, len(questions)))
+        for one in observations if self._prepares else ():
+            start_then = next_start(one, self._block)
+            if start_then is None or len(questions) == self.cache.limit:
+                continue
+            if next(prefixes(one, self._block, start=start_then)) not in self.cache:
+                questions.append(self._question(one, start_then, len(questions)))
         tokens = self._tokens(questions)  # (N, D)
         positions = [
             self._layout.step_tokens * one.places.start + picked
@@ -222,17 +277,19 @@ class CachedInference:
             tokens,
             torch.tensor(positions, device=self._device),  # (N,)
             [one.row for one in questions],
-        )  # (B, D)
-        for one in questions:
-            self.cache.keep(one.prefix, one.row.memory)
-        return self._answer(hidden)
+        )  # (B, D), and those that nobody has asked for
+        for question in questions:
+            self.cache.keep(question.prefix, question.row.memory)
+        return self._answer(hidden[: len(observations)])
 
-    def _question(self, observation: AbrObservation, claimed: int) -> _Question:
+    def _question(self, observation: AbrObservation, start: int, claimed: int) -> _Question:
         layout = self._layout
-        wanted = prefixes(observation, self._block)
+        wanted = prefixes(observation, self._block, start=start)
         prefix = next(wanted)
         memory, found = self.cache.claim([prefix, *wanted], claimed=claimed)
         known = 0 if found is None else layout.known(found.steps)
+        if found is not None and found.steps < prefix.steps and not layout.hides_read:
+            known += 1  # the token that was read there, too
         first = known // layout.kept  # step with the first new token
         new = range(known, layout.known(prefix.steps))
         picked = [
@@ -240,7 +297,6 @@ class CachedInference:
             for index in new
         ]
         picked.append(layout.step_tokens * (prefix.steps - first) + layout.read)
-        start = window_start(observation.chunk_index, self._block)
         return _Question(
             prefix=prefix,
             row=Row(memory, known, len(picked)),
@@ -294,8 +350,10 @@ def choose_pass(
     """
     if wanted == "full":
         return "full", None
-    for kind in EXACT_PASSES if wanted == "auto" else (wanted,):
-        limit = INT8_CLOSE if kind == "int8" else EXACT
+    device = next(backbone.parameters()).device
+    fastest = EXACT_PASSES.get(device.type, EXACT_PASSES["cpu"])
+    for kind in fastest if wanted == "auto" else (wanted,):
+        limit = INT8_CLOSE if kind == "int8" else EXACT[backbone.dtype]
         try:
             return kind, _proven(PASSES[kind](backbone), backbone, layout, block, limit)
         except PASS_FAILURES as error:
@@ -306,7 +364,7 @@ def choose_pass(
 
 
 def _proven(run: Pass, backbone: Backbone, layout: Layout, block: int, limit: float) -> Pass:
-    """Runs a window in two goes, the second on what the first has kept."""
+    """Runs a window in several goes, each on what those before have kept."""
     device = next(backbone.parameters()).device
     count = layout.window_tokens(block)
     generator = torch.Generator().manual_seed(0)
@@ -316,7 +374,8 @@ def _proven(run: Pass, backbone: Backbone, layout: Layout, block: int, limit: fl
     layers, two, heads, width = run.memory_shape
     memory = torch.zeros(layers, two, heads, _kept_tokens(layout, block), width, device=device)
     known = 0
-    for steps in (block, window_steps(block)):
+    whole = window_steps(block)
+    for steps in sorted({block, whole - 1, whole}):  # many new tokens, and few
         last = layout.step_tokens * (steps - 1) + layout.read
         total = layout.known(steps - 1)
         index = [

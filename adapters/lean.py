@@ -20,13 +20,29 @@ from adapters.backbones import Backbone, BackboneError
 from adapters.products import Dense, MakeProduct, Product
 
 Function = Callable[[Tensor], Tensor]
+TANH_GELU = functools.partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Function] = {
     "gelu": F.gelu,
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_new": TANH_GELU,
+    "gelu_pytorch_tanh": TANH_GELU,
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """Of the last axis: to mean 0 and variance 1, or without a bias to a mean square of 1."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Normalises."""
+        if self.bias is None:
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +62,10 @@ class LeanLayer:
     up: Product
     down: Product
     gate: Product | None = None
-    before_attention: Function | None = None
-    after_attention: Function | None = None
-    before_feed: Function | None = None
-    after_feed: Function | None = None
+    before_attention: Norm | None = None
+    after_attention: Norm | None = None
+    before_feed: Norm | None = None
+    after_feed: Norm | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -77,8 +93,8 @@ class LeanModel:
     scale: float
     places: Tensor | None = None
     rotate: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-    enter: Function | None = None
-    leave: Function | None = None
+    enter: Norm | None = None
+    leave: Norm | None = None
 
 
 def describe(backbone: Backbone, make: MakeProduct, adapter: str) -> LeanModel:
@@ -177,14 +193,12 @@ def _bias(module: Any) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def _layer_norm(norm: nn.LayerNorm) -> Function:
-    weight, bias, shape, eps = norm.weight, norm.bias, norm.normalized_shape, norm.eps
-    return lambda hidden: F.layer_norm(hidden, shape, weight, bias, eps)
+def _layer_norm(norm: nn.LayerNorm) -> Norm:
+    return Norm(norm.weight.detach(), norm.bias.detach(), norm.eps)
 
 
-def _rms_norm(norm: Any) -> Function:
-    weight, eps = norm.weight, norm.variance_epsilon
-    return lambda hidden: F.rms_norm(hidden, weight.shape, weight, eps)
+def _rms_norm(norm: Any) -> Norm:
+    return Norm(norm.weight.detach(), None, norm.variance_epsilon)
 
 
 def _activation(name: str) -> Function:

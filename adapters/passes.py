@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from adapters.backbones import Backbone, BackboneError
+from adapters.compiled import CompiledPass, compiled
 from adapters.encoders import StepEncoder
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
 from adapters.lean import describe
@@ -81,7 +82,12 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[Row, slice]]:
 
 
 class LeanPass:
-    """The arithmetic of a transformer in plain tensor operations, over the weights it is given."""
+    """The arithmetic of a transformer in plain tensor operations, over the weights it is given.
+
+    On a CPU a few tokens go through ``adapters.compiled`` instead, if it was built.
+    """
+
+    _compiled: CompiledPass | None = None
 
     def __init__(
         self,
@@ -95,7 +101,7 @@ class LeanPass:
         Args:
             backbone: whose frozen weights are used where they lie.
             adapter: name of the updates; None: those that it carries.
-            weights: ``own`` computes in the weights' own type, ``int8`` in integers.
+            weights: ``own``: as they are; ``int8``: rounded to integers.
 
         Raises:
             BackboneError: it is of a family, or a variant, that has no description here.
@@ -109,9 +115,13 @@ class LeanPass:
             self.model.key_heads,
             self.model.head_size,
         )
+        self._compiled = compiled(self.model, backbone.hidden_size)
 
     def __call__(self, tokens: Tensor, positions: Tensor, rows: Sequence[Row]) -> Tensor:
         """See :class:`Pass`."""
+        fast = self._compiled
+        if fast is not None and (fast.most_tokens is None or len(tokens) <= fast.most_tokens):
+            return fast(tokens, positions, rows)
         model = self.model
         ends = [part.stop - 1 for _, part in parts(rows)]
         longest = max(row.total for row in rows)
@@ -296,20 +306,21 @@ class LibraryPass:
         """Last hidden states ``(B, Q, D)``, and the library's cache with all keys and values."""
         from transformers import DynamicCache
 
+        dtype = self.backbone.dtype
         cache: Any = DynamicCache()
         for layer, (keys, values) in enumerate(kept):  # (B, H, K, d) each
-            cache.update(keys, values, layer)
-        mask = torch.zeros(allowed.shape, device=embeddings.device)
+            cache.update(keys.to(dtype), values.to(dtype), layer)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=embeddings.device)
         mask = mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
         model: Any = self.backbone.model
         hidden: Tensor = model(
-            inputs_embeds=embeddings,
+            inputs_embeds=embeddings.to(dtype),
             attention_mask=mask[:, None],  # (B, 1, Q, K + Q)
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return hidden, cache
+        return hidden.float(), cache
 
 
 def _normed(norm: nn.LayerNorm | None, hidden: Tensor) -> Tensor:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from adapters.backbones import Backbone, BackboneError, add_lora, merge_lora
 from adapters.encoders import ForecastEncoder, StepEncoder, StepTensors
 from adapters.features import StepFeatures, pad_steps, stack, window_features
-from adapters.inference import CACHE_BYTES, CachedInference, Encode, Inference, choose_pass
+from adapters.inference import (
+    CACHE_BYTES,
+    PREPARING,
+    CachedInference,
+    Encode,
+    Inference,
+    choose_pass,
+)
 from adapters.passes import LeanEncoder
 from adapters.throughput_model import (
     AdaptedHistory,
@@ -22,7 +29,7 @@ from adapters.throughput_model import (
     ThroughputModel,
     past_throughput_of,
 )
-from adapters.throughput_planning import planned_values
+from adapters.throughput_planning import BATCH, HORIZON, planned_values
 from adapters.tokens import LAYOUTS, Layout, window_steps
 from player.observation import HISTORY_LIMIT, AbrObservation, ObservationError
 
@@ -199,33 +206,46 @@ class AbrPolicy(nn.Module):
                 alike.setdefault(one.levels, []).append(index)
         levels = [0] * len(observations)
         for indices in alike.values():
-            answers = self.answers([observations[index] for index in indices])
-            for index, answer in zip(indices, answers, strict=True):
-                levels[index] = self._level(observations[index], answer)
+            asked = [observations[index] for index in indices]
+            for index, level in zip(indices, self._levels(asked, self.answers(asked)), strict=True):
+                levels[index] = level
         return levels
 
-    def _level(self, observation: AbrObservation, answer: Tensor) -> int:
-        """The level with the highest score, or the first of the best plan."""
-        if isinstance(self.head, ThroughputModel):
-            return self._plan(observation, answer[None])
-        return int(answer.argmax())
+    def _levels(self, observations: Sequence[AbrObservation], answers: Tensor) -> list[int]:
+        """The levels with the highest scores, or the first ones of the best plans."""
+        if not isinstance(self.head, ThroughputModel):
+            return [int(level) for level in answers.argmax(dim=1)]
+        together: dict[tuple[object, ...], list[int]] = {}  # those that one call can plan
+        for index, one in enumerate(observations):
+            ahead = min(one.chunks_left, HORIZON), len(one.upcoming_sizes_bytes)
+            together.setdefault((one.levels_kbps, one.chunk_s, *ahead), []).append(index)
+        levels = [0] * len(observations)
+        for indices in together.values():
+            for first in range(0, len(indices), BATCH):
+                part = indices[first : first + BATCH]
+                planned = self._plans([observations[index] for index in part], answers[part])
+                for index, level in zip(part, planned, strict=True):
+                    levels[index] = level
+        return levels
 
-    def _plan(self, observation: AbrObservation, row: Tensor) -> int:
-        """First level of the best plan, with the throughput that a ``(1, D)`` answer foretells."""
+    def _plans(self, observations: Sequence[AbrObservation], answers: Tensor) -> list[int]:
+        """First levels of the best plans, with the throughput that ``(B, D)`` answers foretell."""
         assert isinstance(self.head, ThroughputModel)
-        past = past_throughput_of(observation.history)
-        features = np.concatenate([row.float().cpu().numpy(), past.features], axis=1)
+        past = [past_throughput_of(one.history) for one in observations]
+        told = np.concatenate([one.features for one in past])
+        features = np.concatenate([answers.float().cpu().numpy(), told], axis=1)
+        first = observations[0]
         values = planned_values(
             self.head,
-            PastThroughput(features, past.reference_kbps),
-            levels_kbps=observation.levels_kbps,
-            chunk_s=observation.chunk_s,
-            buffer_s=np.array([observation.buffer_s]),
-            last_level=np.array([observation.last_level]),
-            sizes_bytes=np.array([observation.upcoming_sizes_bytes]),
-            chunks_left=observation.chunks_left,
+            PastThroughput(features, np.concatenate([one.reference_kbps for one in past])),
+            levels_kbps=first.levels_kbps,
+            chunk_s=first.chunk_s,
+            buffer_s=np.array([one.buffer_s for one in observations]),
+            last_level=np.array([one.last_level for one in observations]),
+            sizes_bytes=np.array([one.upcoming_sizes_bytes for one in observations]),
+            chunks_left=first.chunks_left,
         )
-        return int(values[0].argmax())
+        return [int(level) for level in values.argmax(axis=1)]
 
     def freeze(
         self, inference: Inference | Literal["auto"] = "full", *, cache_bytes: int = CACHE_BYTES
@@ -255,6 +275,7 @@ class AbrPolicy(nn.Module):
                 block=block,
                 device=self.device,
                 limit_bytes=cache_bytes,
+                prepares=self.inference in PREPARING,
             )
         return self
 

@@ -5,9 +5,9 @@ memory and how many bytes they are. Stored by columns of the (out, in) weight, t
 they are read by the fastest path of the library (GPT-2 comes like that; the others are brought into
 that form when they are loaded, see ``adapters.shared_backbones``).
 
-Int8 is symmetric: a scale per output of the weights, found once, and a scale per token of the
-inputs, found anew for each. The products are then sums of integers, hence exact, and what becomes
-of a token depends on no other token of the batch.
+Int8 is of the weights alone, symmetric, with a scale per output and group of input channels; inputs
+stay floats. A quarter of the bytes is read, by ``adapters.compiled``; the product here first makes
+floats of the integers, which saves memory but no time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adapters.shared_backbones import FrozenModel
@@ -27,7 +28,9 @@ from adapters.shared_backbones import FrozenModel
 #: library reads them faster along its path for small matrices.
 FEW_TOKENS, BLOCK_ROWS = 15, 192
 INT8_MAX = 127
-#: Smallest scale of a token, for tokens of zeros.
+#: Input channels that share a scale, and outputs that lie together: a cache line of them.
+INT8_GROUP, INT8_PANEL = 32, 64
+#: Smallest scale, for groups of zeros.
 SMALLEST = 1e-12
 
 
@@ -89,41 +92,47 @@ def dense(weight: Tensor, bias: Tensor | None, is_shared: bool) -> Product:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8Weight:
-    """Integers and their scales.
+    """Integers and their scales, in panels of outputs that are read one after the other.
 
     Attributes:
-        integers: ``(out, in)`` int8.
-        scales: ``(out,)``.
+        integers: ``(P, in, INT8_PANEL)`` int8, the last panel filled up with zeros.
+        scales: ``(groups, P · INT8_PANEL)``, of groups of input channels.
+        out: outputs.
     """
 
     integers: Tensor
     scales: Tensor
+    out: int
 
     @classmethod
     def of(cls, weight: Tensor) -> Int8Weight:
         """Rounds an (in, out) weight."""
-        rows = weight.t().float()  # (out, in)
-        scales = rows.abs().amax(1).clamp_min(SMALLEST) / INT8_MAX
-        return cls((rows / scales[:, None]).round().to(torch.int8).contiguous(), scales)
+        size, out = weight.shape
+        whole = F.pad(weight.float(), (0, -out % INT8_PANEL))
+        groups = torch.split(whole, INT8_GROUP)
+        scales = [one.abs().amax(0).clamp_min(SMALLEST) / INT8_MAX for one in groups]
+        rounded = [(one / its).round() for one, its in zip(groups, scales, strict=True)]
+        integers = torch.cat(rounded).to(torch.int8).view(size, -1, INT8_PANEL)
+        return cls(integers.transpose(0, 1).contiguous(), torch.stack(scales), out)
+
+    def floats(self) -> Tensor:
+        """The ``(in, out)`` weight that it stands for."""
+        size = self.integers.shape[1]
+        scales = self.scales.repeat_interleave(INT8_GROUP, dim=0)[:size]
+        return (self.integers.transpose(0, 1).flatten(1) * scales)[:, : self.out]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8:
-    """A product in integers."""
+    """A product with integers, in floats."""
 
     weight: Int8Weight
     bias: Tensor | None
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """See :class:`Product`."""
-        largest = torch.linalg.vector_norm(inputs, math.inf, dim=1, keepdim=True)  # (N, 1)
-        scales = largest.clamp_min_(SMALLEST) / INT8_MAX
-        integers = (inputs / scales).round_().to(torch.int8)
-        sums = torch._int_mm(integers, self.weight.integers.t())  # (N, out) int32
-        product: Tensor = (sums * scales).mul_(self.weight.scales)
-        if self.bias is not None:
-            product += self.bias
-        return product
+        product = inputs @ self.weight.floats()
+        return product if self.bias is None else product.add_(self.bias)
 
 
 class Int8Weights:

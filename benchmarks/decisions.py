@@ -6,8 +6,9 @@
 what was answered once may be kept; the figures are the median round's, the ratio is to ``bba``, the
 cheapest rule. ``inference``: the adapted model with a recomputed window, with kept keys and values,
 and with int8 weights, one session at a time, and how many decisions each shares with the first.
-``sizes``: the first two for models of two sizes, blocks of 5 and 10 steps, 1 and 2 threads, at the
-longest window; beside them what reading the layers' weights once takes. ``crowd``: the first two,
+``sizes``: recomputed, kept and int8 for models of two sizes, windows of 10 to 48 steps (a whole
+session in context) and 1 and 2 threads, each at its longest window; beside them what reading the
+layers' weights once takes. ``crowd``: the first two,
 with 64 sessions that ask the HTTP service at once and again as soon as they are answered, service
 and clients in one process. Cores, load and spread are printed with the figures.
 """
@@ -32,6 +33,7 @@ import transformers
 from adapters.backbones import load_backbone
 from adapters.passes import LeanPass
 from adapters.policy import AbrModelConfig, AbrPolicy
+from adapters.tokens import NETLLM, window_steps
 from controllers import registry
 from controllers.client import ControllerClient
 from controllers.service import ControllerService
@@ -48,7 +50,8 @@ WAYS = ("full", "auto")
 SINGLE_WAYS = (*WAYS, "int8")
 #: How the library may attend; its full pass is timed with the faster one.
 ATTENTION = ("sdpa", "eager")
-BLOCKS, THREADS = (5, 10), (1, 2)
+#: Steps per block, half of the longest window; the last holds Pensieve's 48 chunks.
+BLOCKS, THREADS = (5, 10, 20, 24), (1, 2)
 #: Size of GPT-2 small; its vocabulary is not used.
 GPT2_SMALL = transformers.GPT2Config(
     n_embd=768, n_layer=12, n_head=12, vocab_size=16, bos_token_id=None, eos_token_id=None
@@ -200,16 +203,20 @@ def compare_sizes(rounds: int) -> None:
     sessions = played(rounds)
     print(f"\ndecisions at the longest window, {rounds} sessions, ms, {surroundings()}")
     print(
-        f"{'model':8} {'block':>5} {'threads':>7} {'full':>8} {'lean':>8} {'full / lean':>12} "
-        f"{'weights':>9} {'read once':>10} {'differ by':>10}"
+        f"{'model':6} {'window':>6} {'threads':>7} {'full':>8} {'lean':>7} {'int8':>7} "
+        f"{'full / lean':>11} {'range':>12} {'full / int8':>11} {'weights':>8} {'read once':>9} "
+        f"{'differ by':>9}"
     )
     usual = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         GPT2_SMALL.save_pretrained(folder)
         for name, source in (("minilm", "minilm"), ("gpt2", f"{folder}:random-0")):
             for block, threads in itertools.product(BLOCKS, THREADS):
+                if window_steps(block) * NETLLM.step_tokens > load_backbone(source).max_positions:
+                    continue
                 torch.set_num_threads(threads)
-                print(f"{name:8} {block:5} {threads:7} {_compare_size(source, block, sessions)}")
+                row = _compare_size(source, block, sessions)
+                print(f"{name:6} {window_steps(block):6} {threads:7} {row}", flush=True)
     torch.set_num_threads(usual)
 
 
@@ -218,10 +225,11 @@ def _compare_size(source: str, block: int, sessions: Sequence[Sequence[AbrObserv
     torch.manual_seed(0)
     config = AbrModelConfig(levels_kbps=sessions[0][0].levels_kbps, block=block)
     lean = AbrPolicy(config, backbone).freeze("lean")
-    full = AbrPolicy(config, backbone.share())
-    full.load_state_dict(lean.adapter_state(), strict=False)
-    full.freeze("full")
-    took: dict[str, list[float]] = {way: [] for way in ("lean", *ATTENTION)}
+    full, int8 = (AbrPolicy(config, backbone.share()) for _ in range(2))
+    for policy, way in ((full, "full"), (int8, "int8")):
+        policy.load_state_dict(lean.adapter_state(), strict=False)
+        policy.freeze(way)  # type: ignore[arg-type]
+    took: dict[str, list[float]] = {way: [] for way in ("lean", "int8", *ATTENTION)}
     differences, reading = [], []
     layers: Any = LeanPass(lean.backbone).model.layers
     matrices = [
@@ -231,23 +239,30 @@ def _compare_size(source: str, block: int, sessions: Sequence[Sequence[AbrObserv
         if one.chunk_index < 2 * block - 2 or one.chunk_index % block < block - 2:
             continue
         if one.chunk_index % block == block - 2:  # the step before, so that only the last is new
-            lean.answers([one])
+            for policy in (lean, int8):
+                policy.answers([one])
             continue
         for attention in ATTENTION:
             full.backbone.model.set_attn_implementation(attention)  # type: ignore[operator]
             took[attention] += timed(full.decide, [one])
         took["lean"] += timed(lean.decide, [one])
+        took["int8"] += timed(int8.decide, [one])
         differences.append(float((full.answers([one]) - lean.answers([one])).abs().max()))
         began = time.perf_counter()
         for matrix in matrices:
             matrix.sum()
         reading.append((time.perf_counter() - began) * 1000)
-    whole = min(statistics.median(took[attention]) for attention in ATTENTION)
-    fast = statistics.median(took["lean"])
+    whole = np.array(min((took[one] for one in ATTENTION), key=statistics.median))
+    ratios = whole / np.array(took["lean"])  # of the same observation, one after the other
+    low, high = np.percentile(ratios, (10, 90))
+    full_ms, lean_ms, int8_ms = (
+        float(np.median(one)) for one in (whole, took["lean"], took["int8"])
+    )
     size = sum(one.nbytes for one in matrices) / 1e6
     return (
-        f"{whole:8.2f} {fast:8.2f} {whole / fast:12.2f} {size:6.0f} MB "
-        f"{statistics.median(reading):10.2f} {max(differences):10.1e}"
+        f"{full_ms:8.2f} {lean_ms:7.2f} {int8_ms:7.2f} {full_ms / lean_ms:11.2f} "
+        f"{f'{low:.1f}–{high:.1f}':>12} {full_ms / int8_ms:11.2f} {size:5.0f} MB "
+        f"{statistics.median(reading):9.2f} {max(differences):9.1e}"
     )
 
 

@@ -39,7 +39,7 @@ class NetLlm:
     checkpoint: str = "builtin:abr-minilm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
-    inference: Literal["auto", "lean", "cached", "int8", "full"] = "auto"
+    inference: Literal["auto", "graphed", "lean", "cached", "int8", "full"] = "auto"
     cache_mib: int = 256
     policy: Any = dataclasses.field(init=False, repr=False, compare=False)
 

@@ -194,10 +194,17 @@ def test_only_new_tokens_are_computed(
         policy.decide(observation)
         first, again = computed[-2:]
         step = observation.chunk_index
-        moved_on = step > BLOCK and step % BLOCK == 0
-        fresh = step == 1 or moved_on
-        steps = step - window_start(step, BLOCK)
-        assert first == [KEPT * (steps + 1) if fresh else KEPT + 1]
+        within, end = step % BLOCK, step // BLOCK * BLOCK + BLOCK
+        prepared = (BLOCK - 1) // 2  # steps of the next window, in the middle of a block
+        if step == 1:
+            expected = KEPT * 2
+        elif step > BLOCK and within == 0:
+            expected = KEPT * (BLOCK - prepared) + 1
+        else:
+            expected = KEPT + 1
+        goes_on = step + observation.chunks_left > end
+        prepares = step > BLOCK and within == prepared and goes_on
+        assert first == [expected, *([KEPT * (prepared + 1)] if prepares else [])]
         assert again == [1]  # the sizes
     policy.decide_many([sessions[1][4]] * 5)
     assert computed[-1] == [KEPT * (5 - window_start(5, BLOCK) + 1)]  # once for all

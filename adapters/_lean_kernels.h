@@ -1,0 +1,443 @@
+/* The lean pass for vectors of LANES floats. Included by _lean.c once per kind of processor, with
+ * LANES, TARGET (what the compiler may use), NAMED (gives functions names of their own), WIDEN
+ * (int8 from memory to a vector of floats) and SUM (of the lanes of a vector).
+ *
+ * All threads of a team run `pass`; between its stages they meet.
+ */
+
+typedef float NAMED(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
+#define VECTOR NAMED(vector)
+#define INLINE static inline TARGET __attribute__((always_inline))
+#define AT(place) (*(VECTOR *)(place))
+#define READ(place) (*(const VECTOR *)(place))
+
+INLINE float NAMED(dot)(const float *a, const float *b, int64_t size)
+{
+    VECTOR sums = {0};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+        sums += READ(a + i) * READ(b + i);
+    float sum = SUM(sums);
+    for (; i < size; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* ---- products: columns `from` to `to` of outputs += inputs · weight --------------------------- */
+
+/* BLOCK rows of the weight at once: so many streams of memory, and outputs seldom touched. */
+#define BLOCK 8
+
+INLINE void NAMED(add_rows)(const float *inputs, int64_t stride, int64_t count, const float *weight,
+                            int64_t out, float *outputs, int64_t from, int64_t to, const int rows)
+{
+    int64_t n = from, line = padded(out);
+    for (; n + LANES <= to; n += LANES) {
+        VECTOR held[BLOCK];
+#pragma GCC unroll 8
+        for (int j = 0; j < rows; j++) {
+            held[j] = READ(weight + j * out + n);
+            __builtin_prefetch(weight + (j + BLOCK) * out + n, 0, 3);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            VECTOR sum = READ(outputs + i * line + n);
+#pragma GCC unroll 8
+            for (int j = 0; j < rows; j++)
+                sum += held[j] * inputs[i * stride + j];
+            AT(outputs + i * line + n) = sum;
+        }
+    }
+    for (; n < to; n++)
+        for (int64_t i = 0; i < count; i++)
+            for (int j = 0; j < rows; j++)
+                outputs[i * line + n] += inputs[i * stride + j] * weight[j * out + n];
+}
+
+static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const struct matrix *matrix,
+                                    float *outputs, int64_t from, int64_t to)
+{
+    int64_t k = 0, in = matrix->in, out = matrix->out, line = padded(in);
+    for (; k + BLOCK <= in; k += BLOCK)
+        NAMED(add_rows)(inputs + k, line, count, matrix->dense + k * out, out, outputs, from, to,
+                        BLOCK);
+    for (; k < in; k++)
+        NAMED(add_rows)(inputs + k, line, count, matrix->dense + k * out, out, outputs, from, to, 1);
+}
+
+/* TOKENS at once against one group of input channels that share their scales. */
+#define TOKENS MOST_QUERIES
+/* Rows of a panel between what is used and what is fetched. */
+#define AHEAD 128
+/* Calls a function for at most TOKENS tokens with their number as a constant. */
+#define EACH(tokens, function, ...)                                                                \
+    switch (tokens) {                                                                              \
+    case 1: NAMED(function)(__VA_ARGS__, 1); break;                                                \
+    case 2: NAMED(function)(__VA_ARGS__, 2); break;                                                \
+    case 3: NAMED(function)(__VA_ARGS__, 3); break;                                                \
+    case 4: NAMED(function)(__VA_ARGS__, 4); break;                                                \
+    case 5: NAMED(function)(__VA_ARGS__, 5); break;                                                \
+    case 6: NAMED(function)(__VA_ARGS__, 6); break;                                                \
+    case 7: NAMED(function)(__VA_ARGS__, 7); break;                                                \
+    default: NAMED(function)(__VA_ARGS__, TOKENS);                                                 \
+    }
+
+INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const int8_t *integers,
+                             const float *scales, float *outputs, int64_t line, int64_t channels,
+                             const int count)
+{
+    VECTOR sums[TOKENS];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++)
+        sums[i] = (VECTOR){0};
+    for (int64_t k = 0; k < channels; k++) {
+        VECTOR held = WIDEN(integers + k * PANEL);
+        __builtin_prefetch(integers + (k + AHEAD) * PANEL, 0, 3);
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++)
+            sums[i] += held * inputs[i * stride + k];
+    }
+    VECTOR scale = READ(scales);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++)
+        AT(outputs + i * line) += sums[i] * scale;
+}
+
+static TARGET void NAMED(add_integers)(const float *inputs, int64_t count,
+                                       const struct matrix *matrix, float *outputs, int64_t from,
+                                       int64_t to)
+{
+    int64_t in = matrix->in, line = padded(matrix->out), stride = padded(in);
+    int64_t width = whole_panels(matrix->out);
+    for (int64_t panel = from; panel < to; panel += PANEL)
+        for (int64_t k = 0; k < in; k += matrix->group) {
+            int64_t channels = in - k < matrix->group ? in - k : matrix->group;
+            const int8_t *integers = matrix->integers + panel * in + k * PANEL;
+            const float *scales = matrix->scales + k / matrix->group * width + panel;
+            for (int64_t i = 0; i < count; i += TOKENS)
+                for (int64_t n = 0; n < PANEL; n += LANES) {
+                    const float *its = inputs + i * stride + k;
+                    float *sums = outputs + i * line + panel + n;
+                    EACH(count - i, add_group, its, stride, integers + n, scales + n, sums, line,
+                         channels)
+                }
+        }
+}
+
+/* The columns of one thread: whole panels. */
+INLINE void NAMED(multiply)(const float *inputs, int64_t count, const struct matrix *matrix,
+                            float *outputs, int is_sum, struct share share)
+{
+    int64_t from, to, line = padded(matrix->out);
+    part(matrix->out, PANEL, share, &from, &to);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t n = from; n < to; n++) {
+            float start = matrix->bias == NULL ? 0 : matrix->bias[n];
+            outputs[i * line + n] = is_sum ? outputs[i * line + n] + start : start;
+        }
+    if (matrix->dense != NULL)
+        NAMED(add_dense)(inputs, count, matrix, outputs, from, to);
+    else
+        NAMED(add_integers)(inputs, count, matrix, outputs, from, to);
+}
+
+/* ---- functions of single values ----------------------------------------------------------------*/
+
+/* e^x to about 1e-7 of its value, from 2^n e^f with |f| <= ln 2 / 2. */
+INLINE float NAMED(exponential)(float x)
+{
+    x = x > 88.0f ? 88.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    float shifted = x * 1.44269504f;
+    int32_t n = (int32_t)(shifted < 0 ? shifted - 0.5f : shifted + 0.5f);
+    float f = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+    float series = 1.9875691500e-4f;
+    series = series * f + 1.3981999507e-3f;
+    series = series * f + 8.3334519073e-3f;
+    series = series * f + 4.1665795894e-2f;
+    series = series * f + 1.6666665459e-1f;
+    series = series * f + 5.0000001201e-1f;
+    series = series * f * f + f + 1.0f;
+    union {
+        int32_t integer;
+        float real;
+    } power = {(n + 127) * (1 << 23)};
+    return series * power.real;
+}
+
+/* The error function to 1.5e-7: Abramowitz and Stegun, 7.1.26. */
+INLINE float NAMED(error_function)(float x)
+{
+    float size = x < 0 ? -x : x;
+    float t = 1.0f / (1.0f + 0.3275911f * size);
+    float series = 1.061405429f;
+    series = series * t - 1.453152027f;
+    series = series * t + 1.421413741f;
+    series = series * t - 0.284496736f;
+    series = series * t + 0.254829592f;
+    float found = 1.0f - series * t * NAMED(exponential)(-size * size);
+    return x < 0 ? -found : found;
+}
+
+INLINE void NAMED(activate)(float *values, int64_t from, int64_t to, enum activation activation)
+{
+    switch (activation) {
+    case RELU:
+        for (int64_t n = from; n < to; n++)
+            values[n] = values[n] < 0 ? 0 : values[n];
+        break;
+    case SILU:
+        for (int64_t n = from; n < to; n++)
+            values[n] /= 1.0f + NAMED(exponential)(-values[n]);
+        break;
+    case GELU:
+        for (int64_t n = from; n < to; n++) {
+            float x = values[n];
+            values[n] = 0.5f * x * (1.0f + NAMED(error_function)(x * 0.70710678f));
+        }
+        break;
+    case GELU_TANH: /* x (1 + tanh u) / 2 = x / (1 + e^(-2u)) */
+        for (int64_t n = from; n < to; n++) {
+            float x = values[n];
+            float u = 0.79788456f * (x + 0.044715f * x * x * x);
+            values[n] = x / (1.0f + NAMED(exponential)(-2.0f * u));
+        }
+    }
+}
+
+/* ---- norms, rotation, attention ----------------------------------------------------------------*/
+
+static TARGET void NAMED(normalise)(const float *inputs, int64_t count, int64_t size,
+                                    const struct norm *norm, float *outputs, struct share share)
+{
+    int64_t from, to, line = padded(size);
+    part(count, 1, share, &from, &to);
+    for (int64_t i = from; i < to; i++) {
+        const float *row = inputs + i * line;
+        VECTOR sums = {0}, squares = {0};
+        float mean = 0, square = 0;
+        int64_t n = 0;
+        if (norm->bias != NULL) { /* else the norm is of the root of the mean square */
+            for (; n + LANES <= size; n += LANES)
+                sums += READ(row + n);
+            mean = SUM(sums);
+            for (; n < size; n++)
+                mean += row[n];
+            mean /= (float)size;
+        }
+        for (n = 0; n + LANES <= size; n += LANES)
+            squares += (READ(row + n) - mean) * (READ(row + n) - mean);
+        square = SUM(squares);
+        for (; n < size; n++)
+            square += (row[n] - mean) * (row[n] - mean);
+        float scale = 1.0f / sqrtf(square / (float)size + norm->eps);
+        for (n = 0; n < size; n++)
+            outputs[i * line + n] = (row[n] - mean) * scale * norm->weight[n]
+                                    + (norm->bias == NULL ? 0 : norm->bias[n]);
+    }
+}
+
+INLINE void NAMED(turn)(float *vector, const float *cosines, const float *sines, int64_t size)
+{
+    for (int64_t i = 0, half = size / 2; i < half; i++) {
+        float first = vector[i], second = vector[i + half];
+        vector[i] = first * cosines[i] - second * sines[i];
+        vector[i + half] = second * cosines[i + half] + first * sines[i + half];
+    }
+}
+
+/* Values mixed by weights: of a few queries at once. */
+INLINE void NAMED(mix)(const float *weights, int64_t stride, const float *values, int64_t seen,
+                       int64_t size, float *mixed, int64_t line, const int count)
+{
+    int64_t n = 0;
+    for (; n + LANES <= size; n += LANES) {
+        VECTOR sums[TOKENS];
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++)
+            sums[i] = (VECTOR){0};
+        for (int64_t t = 0; t < seen; t++) {
+            VECTOR held = READ(values + t * size + n);
+#pragma GCC unroll 8
+            for (int i = 0; i < count; i++)
+                sums[i] += held * weights[i * stride + t];
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++)
+            AT(mixed + i * line + n) = sums[i];
+    }
+    for (; n < size; n++)
+        for (int i = 0; i < count; i++) {
+            float sum = 0;
+            for (int64_t t = 0; t < seen; t++)
+                sum += weights[i * stride + t] * values[t * size + n];
+            mixed[i * line + n] = sum;
+        }
+}
+
+/* Scores of the first `seen` keys to weights that sum to 1; 0 for the rest up to `most`. */
+INLINE void NAMED(weigh)(float *scores, int64_t seen, int64_t most)
+{
+    float largest = -INFINITY, total, tops[LANES];
+    VECTOR sums = {0};
+    int64_t t = 0;
+    for (int i = 0; i < LANES; i++)
+        tops[i] = -INFINITY;
+    for (; t + LANES <= seen; t += LANES)
+        for (int i = 0; i < LANES; i++)
+            tops[i] = scores[t + i] > tops[i] ? scores[t + i] : tops[i];
+    for (int i = 0; i < LANES; i++)
+        largest = tops[i] > largest ? tops[i] : largest;
+    for (; t < seen; t++)
+        largest = scores[t] > largest ? scores[t] : largest;
+    for (t = 0; t < seen; t++)
+        scores[t] = NAMED(exponential)(scores[t] - largest);
+    for (t = seen; t < most; t++)
+        scores[t] = 0;
+    for (t = 0; t + LANES <= seen; t += LANES)
+        sums += READ(scores + t);
+    total = SUM(sums);
+    for (; t < seen; t++)
+        total += scores[t];
+    for (t = 0; t < seen; t++)
+        scores[t] /= total;
+}
+
+/* What at most TOKENS queries of a head see, the first of them `seen` keys, each one more. */
+INLINE void NAMED(attend)(const float *queries, int64_t stride, int64_t count, const float *keys,
+                          const float *values, int64_t seen, int64_t size, float scale,
+                          float *scores, int64_t width, float *mixed, int64_t line)
+{
+    int64_t most = seen + count - 1;
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t t = 0; t < seen + i; t++)
+            scores[i * width + t] = scale * NAMED(dot)(queries + i * stride, keys + t * size, size);
+        NAMED(weigh)(scores + i * width, seen + i, most);
+    }
+    EACH(count, mix, scores, width, values, most, size, mixed, line)
+}
+
+/* Keeps the new keys and values, and lets the queries look: all, or only the last of each row. */
+static TARGET void NAMED(look)(const struct model *model, const struct question *question,
+                               int64_t index, float *qkv, float *scores, float *mixed,
+                               int only_ends, struct share share)
+{
+    int64_t size = model->head_size, heads = model->heads, groups = model->key_heads;
+    int64_t line = padded((heads + 2 * groups) * size), wide = padded(heads * size);
+    int64_t each = heads / groups, from, to, asked = 0;
+    part(groups, 1, share, &from, &to);
+    for (int64_t b = 0, begin = 0; b < question->rows_count; b++) {
+        const struct row *row = question->rows + b;
+        int64_t plane = groups * row->places * size, first = only_ends ? row->fresh - 1 : 0;
+        float *kept = row->memory + 2 * index * plane;
+        for (int64_t g = from; g < to; g++) {
+            float *keys = kept + g * row->places * size, *values = keys + plane;
+            for (int64_t i = 0; i < row->fresh; i++) {
+                float *token = qkv + (begin + i) * line;
+                const float *cosines = question->cosines + (begin + i) * size;
+                const float *sines = question->sines + (begin + i) * size;
+                if (question->cosines != NULL) {
+                    for (int64_t h = g * each; h < (g + 1) * each; h++)
+                        NAMED(turn)(token + h * size, cosines, sines, size);
+                    NAMED(turn)(token + (heads + g) * size, cosines, sines, size);
+                }
+                int64_t place = (row->known + i) * size;
+                memcpy(keys + place, token + (heads + g) * size, sizeof(float) * size);
+                memcpy(values + place, token + (heads + groups + g) * size, sizeof(float) * size);
+            }
+            for (int64_t h = g * each; h < (g + 1) * each; h++)
+                for (int64_t i = first; i < row->fresh; i += TOKENS) {
+                    int64_t few = row->fresh - i < TOKENS ? row->fresh - i : TOKENS;
+                    NAMED(attend)(qkv + (begin + i) * line + h * size, line, few, keys, values,
+                                  row->known + i + 1, size, model->scale, scores,
+                                  padded(question->longest),
+                                  mixed + (asked + i - first) * wide + h * size, wide);
+                }
+        }
+        begin += row->fresh;
+        asked += row->fresh - first;
+    }
+}
+
+/* ---- the pass ----------------------------------------------------------------------------------*/
+
+static TARGET void NAMED(pass)(const struct model *model, const struct question *question,
+                               const struct scratch *scratch, float *answers, struct share share)
+{
+    int64_t size = model->size, line = padded(size), count = question->tokens_count, from, to;
+    float *hidden = scratch->hidden, *entered, *scores = scratch->scores;
+    scores += share.index * MOST_QUERIES * padded(question->longest);
+    part(count, 1, share, &from, &to);
+    for (int64_t i = from; i < to; i++)
+        for (int64_t n = 0; n < size; n++)
+            hidden[i * line + n] =
+                question->tokens[i * size + n]
+                + (model->places == NULL ? 0 : model->places[question->positions[i] * size + n]);
+    if (model->enter.weight != NULL)
+        NAMED(normalise)(hidden, count, size, &model->enter, hidden, share);
+    for (int64_t index = 0; index < model->layers_count; index++) {
+        const struct layer *layer = model->layers + index;
+        int is_last = index == model->layers_count - 1;
+        entered = hidden;
+        if (layer->before_attention.weight != NULL) {
+            entered = scratch->entered;
+            NAMED(normalise)(hidden, count, size, &layer->before_attention, entered, share);
+        }
+        meet();
+        NAMED(multiply)(entered, count, &layer->qkv, scratch->qkv, 0, share);
+        meet();
+        NAMED(look)(model, question, index, scratch->qkv, scores, scratch->mixed, is_last, share);
+        if (is_last) { /* of whose outputs only one per row is read */
+            if (share.index == 0)
+                keep_ends(question, size, hidden);
+            count = question->rows_count;
+        }
+        meet();
+        NAMED(multiply)(scratch->mixed, count, &layer->out, hidden, 1, share);
+        meet();
+        if (layer->after_attention.weight != NULL)
+            NAMED(normalise)(hidden, count, size, &layer->after_attention, hidden, share);
+        entered = hidden;
+        if (layer->before_feed.weight != NULL) {
+            entered = scratch->entered;
+            NAMED(normalise)(hidden, count, size, &layer->before_feed, entered, share);
+        }
+        meet();
+        int64_t inner = layer->up.out, step = padded(inner);
+        part(inner, PANEL, share, &from, &to);
+        NAMED(multiply)(entered, count, &layer->up, scratch->fed, 0, share);
+        if (layer->gate.out) {
+            NAMED(multiply)(entered, count, &layer->gate, scratch->gated, 0, share);
+            for (int64_t i = 0; i < count; i++) {
+                NAMED(activate)(scratch->gated + i * step, from, to, model->activation);
+                for (int64_t n = from; n < to; n++)
+                    scratch->fed[i * step + n] *= scratch->gated[i * step + n];
+            }
+        } else
+            for (int64_t i = 0; i < count; i++)
+                NAMED(activate)(scratch->fed + i * step, from, to, model->activation);
+        meet();
+        NAMED(multiply)(scratch->fed, count, &layer->down, hidden, 1, share);
+        meet();
+        if (layer->after_feed.weight != NULL)
+            NAMED(normalise)(hidden, count, size, &layer->after_feed, hidden, share);
+    }
+    if (model->leave.weight != NULL)
+        NAMED(normalise)(hidden, count, size, &model->leave, hidden, share);
+    part(count, 1, share, &from, &to); /* of the same rows as the norm */
+    for (int64_t i = from; i < to; i++)
+        memcpy(answers + i * size, hidden + i * line, sizeof(float) * size);
+}
+
+#undef LANES
+#undef TARGET
+#undef NAMED
+#undef WIDEN
+#undef SUM
+#undef VECTOR
+#undef INLINE
+#undef AT
+#undef READ
+#undef BLOCK
+#undef TOKENS
+#undef AHEAD
+#undef EACH
