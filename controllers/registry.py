@@ -30,8 +30,9 @@ class Controller(Protocol):
 
     Class attributes that a controller may set:
 
-    - ``needs_future``: it knows the trace (an oracle); simulated runs only. Its class offers
-      ``for_session(video, link, start_s, player)`` which returns a copy bound to one session.
+    - ``needs_future``: it knows what is to come (an oracle). Its class offers ``for_session``,
+      which returns a copy bound to one session: for ``abr``, in simulated runs only,
+      ``for_session(video, link, start_s, player)``; for ``viewport`` ``for_session(motion)``.
     - ``decide_many``: answers several observations in one call, for batching in the service.
     """
 
@@ -78,11 +79,12 @@ def controller_class(task: str, name: str) -> type[Any]:
     Raises:
         UnknownController: there is none; the message lists those that exist.
     """
-    if name not in names(task):
-        raise UnknownController(
-            f"unknown {task} controller {name!r}; there are {', '.join(names(task)) or 'none'}"
-        )
-    importlib.import_module(f"controllers.{task}.{name}")
+    if (task, name) not in _classes:
+        if name not in names(task):
+            raise UnknownController(
+                f"unknown {task} controller {name!r}; there are {', '.join(names(task)) or 'none'}"
+            )
+        importlib.import_module(f"controllers.{task}.{name}")
     return _classes[task, name]
 
 
@@ -112,5 +114,5 @@ def create(task: str, name: str, options: Mapping[str, Any] | None = None) -> Co
 
 
 def needs_future(task: str, name: str) -> bool:
-    """Whether the controller must know the trace, and so works in simulation only."""
+    """Whether the controller must know what is to come."""
     return bool(getattr(controller_class(task, name), "needs_future", False))

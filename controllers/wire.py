@@ -16,6 +16,7 @@ from typing import Any
 import pydantic
 import pydantic_core
 
+from cluster_sim.observation import Assignment, ClusterView, check_cluster_view
 from controllers.registry import TASKS, UnknownController
 from player.observation import AbrObservation, ObservationError, check_observation
 from player.viewport_observation import (
@@ -110,6 +111,10 @@ def task_wire(task: str) -> TaskWire:
             pydantic.TypeAdapter(ViewportObservation),
             pydantic.TypeAdapter(tuple[Viewport, ...]),
             check_viewport_observation,
+        )
+    if task == "scheduling":
+        return TaskWire(
+            pydantic.TypeAdapter(ClusterView), pydantic.TypeAdapter(Assignment), check_cluster_view
         )
     raise UnknownController(f"no wire format for task {task!r}; tasks are {', '.join(TASKS)}")
 

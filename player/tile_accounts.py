@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from player.tile_allocation import MISSING
-from player.viewport_records import TiledChunkRecord
+from player.viewport_observation import HeadPose
+from player.viewport_records import PredictedPose, TiledChunkRecord
 
 FloatArray = NDArray[np.float64]
+#: Of angles in records: finer than any recording, and short.
+DECIMALS = 2
 
 
 @dataclass(eq=False)
@@ -21,11 +24,13 @@ class ChunkAccount:
     Attributes:
         index: chunk number.
         levels_kbps: nominal rates of the levels.
+        path: ``(ticks, 3)`` where the viewer really looks in the middle of each tick.
         coverage: ``(ticks, tiles)`` what part of the field of view each tile really fills in each
             of the equal ticks that the chunk plays in.
         levels: level of each tile that is there.
         pending: level of each tile that is there or on its way.
-        shares: share of the field of view that each tile was last expected to fill; None: unasked.
+        predicted: ``(ticks, 5)`` where the viewer was last expected to look; None: unasked.
+        shares: share of the field of view that each tile was last expected to fill, likewise.
         asked_s: when it was first asked for, on the player's clock; when it began, if never.
         asked_media_s: position in the video when it was last asked for.
         began: levels when it began to play; None before.
@@ -34,8 +39,10 @@ class ChunkAccount:
 
     index: int
     levels_kbps: Sequence[float]
+    path: FloatArray
     coverage: FloatArray
     asked_s: float
+    predicted: FloatArray | None = None
     shares: FloatArray | None = None
     asked_media_s: float = 0.0
     buffer_s: float = 0.0
@@ -112,4 +119,8 @@ class ChunkAccount:
             blank_ratio=blank_ratio,
             late_tiles=self.late_tiles,
             replaced_tiles=self.replaced_tiles,
+            path=tuple(HeadPose(*pose) for pose in self.path.round(DECIMALS).tolist()),
+            predicted=()
+            if self.predicted is None
+            else tuple(PredictedPose(*pose) for pose in self.predicted.round(DECIMALS).tolist()),
         )

@@ -124,26 +124,20 @@ class ThroughputMeter:
         return LinkEstimate(rate_kbps, latency_s, self._connections)
 
 
-def expected_share(
-    grid: TileGrid,
-    fov: FieldOfView,
-    now: HeadPose,
-    viewports: Sequence[Viewport],
-    ahead_s: FloatArray,
-    assumed: Assumed,
+def predicted_at(
+    now: HeadPose, viewports: Sequence[Viewport], ahead_s: FloatArray, assumed: Assumed
 ) -> FloatArray:
-    """Share of the field of view that each tile is expected to fill, mean over some times.
+    """Where the viewer will look at some times, and how far off that may be.
 
     Args:
-        grid: the tiles.
-        fov: the field of view.
         now: where the viewer looks now.
         viewports: where the viewer will look, ``SAMPLE_S`` apart, the first that far ahead.
         ahead_s: ``(n,)`` times of interest, from now on; behind the last viewport it holds on.
         assumed: spreads where the controller names none.
 
     Returns:
-        ``(tiles,)``, sums to 1.
+        ``(n, 5)`` roll, pitch and yaw, spread of pitch and of yaw; see
+        :class:`player.viewport_records.PredictedPose`.
     """
     times_s = np.arange(len(viewports) + 1) * SAMPLE_S
     poses = unwrap(np.array([now, *(one.pose for one in viewports)], dtype=np.float64))
@@ -156,10 +150,23 @@ def expected_share(
         if one.yaw_spread_deg is not None:
             yaw_spreads[step] = one.yaw_spread_deg
     columns = [*poses.T, pitch_spreads, yaw_spreads]
-    roll, pitch, yaw, pitch_spread, yaw_spread = (
-        np.interp(ahead_s, times_s, column) for column in columns
-    )
-    pitch = np.clip(pitch, *PITCH_RANGE_DEG)
+    predicted = np.stack([np.interp(ahead_s, times_s, column) for column in columns], axis=1)
+    predicted[:, 1] = np.clip(predicted[:, 1], *PITCH_RANGE_DEG)
+    return predicted
+
+
+def expected_share(grid: TileGrid, fov: FieldOfView, predicted: FloatArray) -> FloatArray:
+    """Share of the field of view that each tile is expected to fill, mean over some times.
+
+    Args:
+        grid: the tiles.
+        fov: the field of view.
+        predicted: ``(n, 5)``, see :func:`predicted_at`.
+
+    Returns:
+        ``(tiles,)``, sums to 1.
+    """
+    roll, pitch, yaw, pitch_spread, yaw_spread = predicted.T
     if not pitch_spread.any() and not yaw_spread.any():
         return np.asarray(coverage(grid, fov, np.stack([roll, pitch, yaw], axis=1)).mean(axis=0))
     return _lattice(grid, fov).mean_share(pitch, pitch_spread, yaw, yaw_spread)

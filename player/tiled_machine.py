@@ -40,6 +40,7 @@ from player.tile_allocation import (
     ThroughputMeter,
     allocate,
     expected_share,
+    predicted_at,
 )
 from player.tiled_events import (
     EXPECTS,
@@ -138,9 +139,11 @@ class TiledPlayer:
         self._ticks = max(round(video.chunk_s / SAMPLE_S), 1)  # per chunk
         self._tick_s = video.chunk_s / self._ticks
         middles_s = self._tick_s * (0.5 + np.arange(video.chunks * self._ticks, dtype=np.float64))
-        self._coverage: FloatArray = coverage(
-            video.grid, self._config.fov, self._viewer.poses(middles_s)
-        ).reshape(video.chunks, self._ticks, -1)
+        poses = self._viewer.poses(middles_s)
+        self._path: FloatArray = poses.reshape(video.chunks, self._ticks, 3)
+        self._coverage: FloatArray = coverage(video.grid, self._config.fov, poses).reshape(
+            video.chunks, self._ticks, -1
+        )
         self._state = TiledState.NEW
         self._began_s = self._clock_s = 0.0
         self._tick, self._within_s = 0, 0.0  # playback: tick of the session, seconds of it shown
@@ -285,7 +288,9 @@ class TiledPlayer:
         while len(self._accounts) <= chunk:
             index = len(self._accounts)
             self._accounts.append(
-                ChunkAccount(index, self.video.levels_kbps, self._coverage[index], now)
+                ChunkAccount(
+                    index, self.video.levels_kbps, self._path[index], self._coverage[index], now
+                )
             )
         return self._accounts[chunk]
 
@@ -316,14 +321,9 @@ class TiledPlayer:
         if account.began is not None:
             return  # too late for this chunk
         start_s = account.index * self.video.chunk_s - question.media_s
-        account.shares = expected_share(
-            self.video.grid,
-            self._config.fov,
-            question.pose,
-            viewports,
-            start_s + self._tick_s * (0.5 + np.arange(self._ticks, dtype=np.float64)),
-            self._config.assumed,
-        )
+        middles_s = start_s + self._tick_s * (0.5 + np.arange(self._ticks, dtype=np.float64))
+        account.predicted = predicted_at(question.pose, viewports, middles_s, self._config.assumed)
+        account.shares = expected_share(self.video.grid, self._config.fov, account.predicted)
         self._queue = [wanted for wanted in self._queue if wanted.chunk != account.index]
         left_s = self.time_left_s(account.index) - self._queued_s()
         if account.decisions > 1:

@@ -204,7 +204,15 @@ class _Edges:
     extent: FloatArray
 
 
-def _edges(fov: FieldOfView, angles: FloatArray) -> _Edges:
+def view_axes(angles: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Directions of a viewer's screen: to its middle, to its side of growing yaw, to its top.
+
+    Args:
+        angles: roll, pitch and yaw in radians ``(n, 3)``.
+
+    Returns:
+        Three times unit vectors ``(n, 3)``.
+    """
     sine, cosine = np.sin(angles), np.cos(angles)
     (sin_roll, sin_pitch, sin_yaw), (cos_roll, cos_pitch, cos_yaw) = sine.T, cosine.T
     zero = np.zeros(len(angles))
@@ -213,6 +221,11 @@ def _edges(fov: FieldOfView, angles: FloatArray) -> _Edges:
     upright = np.stack([-sin_pitch * cos_yaw, -sin_pitch * sin_yaw, cos_pitch], axis=1)
     side = cos_roll[:, None] * level - sin_roll[:, None] * upright
     up = cos_roll[:, None] * upright + sin_roll[:, None] * level
+    return gaze, side, up
+
+
+def _edges(fov: FieldOfView, angles: FloatArray) -> _Edges:
+    gaze, side, up = view_axes(angles)
     half_width, half_height = math.radians(fov.width_deg / 2), math.radians(fov.height_deg / 2)
     # Counter-clockwise as seen from outside, so that the inside lies to the left of every edge.
     right, top = math.tan(half_width) * side, math.tan(half_height) * up
@@ -221,7 +234,8 @@ def _edges(fov: FieldOfView, angles: FloatArray) -> _Edges:
     )  # (n, 4, 3)
     is_at_pole = np.hypot(corners[..., 0], corners[..., 1]) < _AT_POLE * np.abs(corners[..., 2])
     if is_at_pole.any():
-        return _edges(fov, angles + is_at_pole.any(axis=1, keepdims=True) * [0.0, _OFF_POLE, 0.0])
+        off = np.array([0.0, _OFF_POLE, 0.0])
+        return _edges(fov, angles + off * is_at_pole.any(axis=1, keepdims=True))
     inward = np.stack(
         [
             math.sin(half_height) * gaze + math.cos(half_height) * up,

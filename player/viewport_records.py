@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from player.records import BackgroundRecord, CaptureRecord, LinkRecord, Status
+from player.viewport_observation import HeadPose
+
+
+class PredictedPose(NamedTuple):
+    """A pose that tiles were chosen by; in JSON an array.
+
+    Attributes:
+        roll_deg: as predicted; like the other angles it may lie beyond the range of a pose.
+        pitch_deg: likewise.
+        yaw_deg: likewise.
+        pitch_spread_deg: expected absolute error; assumed where the controller names none.
+        yaw_spread_deg: likewise.
+    """
+
+    roll_deg: float
+    pitch_deg: float
+    yaw_deg: float
+    pitch_spread_deg: float
+    yaw_spread_deg: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +50,9 @@ class TiledChunkRecord:
         blank_ratio: share of the field of view and the time without a tile.
         late_tiles: tiles that came in after the chunk had begun to play.
         replaced_tiles: tiles that were fetched once more, at a better level.
+        path: where the viewer really looked, in the middle of each of a few equal parts.
+        predicted: what was said of the same times by the last answer that tiles were chosen by;
+            empty: there was none.
     """
 
     index: int
@@ -49,6 +72,8 @@ class TiledChunkRecord:
     blank_ratio: float
     late_tiles: int
     replaced_tiles: int
+    path: tuple[HeadPose, ...] = ()
+    predicted: tuple[PredictedPose, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,19 +20,22 @@ from rich.logging import RichHandler
 from adapters.pools import PoolError
 from controllers.registry import InvalidOptions, UnknownController
 from player.content import ContentError
+from player.head_motion import HeadMotionError
 from player.sockets import ServerAddressError
+from player.tiled_video import TiledVideoError
 from player.trace import TraceError
 from player.video import VideoFormatError
 from testbed import __version__, cli_links, cli_traces, cli_training
 from testbed.builtin import DataNotFound
 from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
 from testbed.doctor import diagnose, render
-from testbed.experiment import ConfigError, plan_experiment, read_experiment
+from testbed.experiment import EXPERIMENTS, ConfigError, plan_experiment, read_experiment
 from testbed.links.backends import LinkUnsupported
 from testbed.links.htb import ShapingError
 from testbed.plots import PlotError
 from testbed.report import build_report
-from testbed.results import ResultsError, write_summary
+from testbed.result_rows import SUMMARY, ResultsError
+from testbed.results import write_summary
 from testbed.runner import run_experiment
 from testbed.sandbox import SandboxError
 from testbed.serving import UsageError, serve_arms
@@ -47,6 +50,7 @@ EXIT_WRONG_INPUT = 2
 WRONG_INPUT = (
     ConfigError,
     ContentError,
+    HeadMotionError,
     DataNotFound,
     InvalidOptions,
     LinkUnsupported,
@@ -56,6 +60,7 @@ WRONG_INPUT = (
     ServerAddressError,
     TraceError,
     TraceFormatError,
+    TiledVideoError,
     UnknownController,
     UnknownTraceFamily,
     UsageError,
@@ -131,7 +136,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as link.delay_ms=20."),
     ] = None,
-    driver: Annotated[str | None, typer.Option(help="simulated or emulated.")] = None,
+    driver: Annotated[
+        str | None, typer.Option(help="offline (viewport), simulated or emulated.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Players at once.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out.")] = False,
     as_json: JsonOption = False,
@@ -151,9 +158,10 @@ def run(
         print_json(outcome.summary)
     else:
         show_arms(outcome.summary)
-        printed.print(f"Report: {outcome.report}", soft_wrap=True)
+        told = f"Report: {outcome.report}" if outcome.report else f"Results: {outcome.folder}"
+        printed.print(told, soft_wrap=True)
     if outcome.failed:
-        errors.print(f"{outcome.failed} sessions failed; sessions.jsonl and the report say why")
+        errors.print(f"{outcome.failed} sessions failed; sessions.jsonl says why")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -167,9 +175,14 @@ def report(
     ] = None,
 ) -> None:
     """Rebuilds summary.json and report.html from the sessions in a folder."""
-    for folder in folders:
-        write_summary(folder)
-    printed.print(f"Report: {build_report(folders, out)}", soft_wrap=True)
+    summaries = [write_summary(folder) for folder in folders]
+    path = build_report(folders, out)
+    if path is not None:
+        printed.print(f"Report: {path}", soft_wrap=True)
+        return
+    for folder, summary in zip(folders, summaries, strict=True):
+        printed.print(f"{folder / SUMMARY}", soft_wrap=True)
+        show_arms(summary)
 
 
 @app.command()
@@ -180,7 +193,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8100,
-    task: Annotated[str, typer.Option(help="abr")] = "abr",
+    task: Annotated[str, typer.Option(help=" or ".join(EXPERIMENTS) + ".")] = "abr",
 ) -> None:
     """Serves controllers over HTTP until interrupted."""
     serve_arms(

@@ -48,7 +48,7 @@ def train_forecast(
 ) -> None:
     """Adapts a language model to foretell throughput; levels are then planned."""
     # torch takes seconds to load: only this command pays for it.
-    from adapters import backbones, checkpoints, forecasting, training_loop
+    from adapters import backbones, checkpoint_files, forecasting, training_loop
     from testbed.cli_training import EXIT_FAILED, TrainingInputError, check_out, tell_divergence
 
     if set(traces) & set(validate):
@@ -87,7 +87,7 @@ def train_forecast(
         raise typer.Exit(EXIT_FAILED) from error
     except (
         backbones.BackboneError,
-        checkpoints.CheckpointError,
+        checkpoint_files.CheckpointError,
         training_loop.TrainingError,
     ) as error:
         raise TrainingInputError(str(error)) from error

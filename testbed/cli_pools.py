@@ -18,9 +18,10 @@ from adapters.pool_summary import QUANTILES, PoolSummary, describe_pool
 from adapters.pools import Pool, drop_duplicates, join_pools
 from testbed.collecting import collect_pool, draw_starts, import_pool
 from testbed.console import data_folder, errors, number, print_json, printed, show_progress
-from testbed.experiment import ConfigError, Plan, plan_experiment, read_experiment
+from testbed.experiment import ConfigError, plan_experiment, read_experiment
 from testbed.labelling import Labels
 from testbed.results import read_sessions
+from testbed.sessions import Plan
 
 pool_app = typer.Typer(help="Experience pools.", no_args_is_help=True)
 

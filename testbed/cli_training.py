@@ -13,7 +13,7 @@ import typer
 from adapters.pool_files import read_pool
 from adapters.pools import PoolError, drop_duplicates, join_pools
 from player.observation import ObservationError
-from testbed import cli_baselines, cli_forecast, cli_fugu
+from testbed import cli_baselines, cli_forecast, cli_fugu, cli_viewport
 from testbed.cli_pools import DataOption, command_line, plan_of
 from testbed.cli_pools import collect as collect
 from testbed.cli_pools import pool_app as pool_app
@@ -30,6 +30,7 @@ train_app = typer.Typer(help="Adapt a language model.", no_args_is_help=True)
 cli_baselines.add_commands(train_app)
 train_app.command("forecast")(cli_forecast.train_forecast)
 train_app.command("fugu")(cli_fugu.train_fugu)
+train_app.command("viewport")(cli_viewport.train_viewport)
 
 EXIT_FAILED = 1
 
@@ -69,7 +70,7 @@ def train_abr(
 ) -> None:
     """Adapts a language model to bitrate control."""
     # torch takes seconds to load: only this command pays for it.
-    from adapters import backbones, checkpoints, training, training_loop
+    from adapters import backbones, checkpoint_files, training, training_loop
 
     score = None if validate is None else rollout_score(plan_of(validate, data, None, None))
     check_out(out, resume=resume)
@@ -106,7 +107,7 @@ def train_abr(
         raise typer.Exit(EXIT_FAILED) from error
     except (
         backbones.BackboneError,
-        checkpoints.CheckpointError,
+        checkpoint_files.CheckpointError,
         training_loop.TrainingError,
         ObservationError,
         PoolError,

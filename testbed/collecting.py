@@ -11,21 +11,30 @@ import numpy as np
 from adapters.pools import Pool, PoolError, drop_duplicates, pool_of
 from player.records import SessionRecord
 from player.trace import Trace
+from testbed.abr_experiment import AbrPlan, abr_experiment, abr_plan
 from testbed.builtin import DataNotFound, resolve_video
 from testbed.emulation import EmulatedSession, emulate
-from testbed.experiment import ConfigError, Plan, Session, list_sessions, read_experiment
+from testbed.experiment import read_experiment
+from testbed.experiment_base import ConfigError
 from testbed.labelling import NO_LABELS, Job, Labeller, Labels, label_sessions
-from testbed.results import EXPERIMENT, TRACES, read_results
+from testbed.result_rows import EXPERIMENT, TRACES
+from testbed.results import read_results, task_of
 from testbed.runner import default_jobs
+from testbed.sessions import Plan, Session, list_sessions
 
+POOLS = "pools"
 OnSession = Callable[[SessionRecord], None]
 
 
-def draw_starts(plan: Plan, starts_per_trace: int) -> Plan:
+def draw_starts(plan: Plan, starts_per_trace: int) -> AbrPlan:
     """The plan with every trace played from several points drawn by the experiment's seed.
 
     The points are the same for all arms, so that arms stay comparable.
+
+    Raises:
+        ConfigError: the plan is not one of task ``abr``.
     """
+    plan = abr_plan(plan, POOLS)
     rng = np.random.default_rng(plan.experiment.seed)
     up_traces = {session.trace.name: session.up_trace for session in plan.sessions}
     starts: list[tuple[Trace, int, Trace | None]] = []
@@ -57,10 +66,12 @@ def collect_pool(
         on_session: is told of every session.
 
     Raises:
-        ConfigError: labels that need the link model are asked of emulated sessions.
+        ConfigError: labels that need the link model are asked of emulated sessions, or the plan
+            is not one of task ``abr``.
         PoolError: no session was finished.
         UnknownController, InvalidOptions: an arm or the expert cannot be made.
     """
+    plan = abr_plan(plan, POOLS)
     todo = [Job(session) for session in plan.sessions]
     if plan.experiment.driver == "simulated":
         return _label(plan, todo, labels, jobs, made_by, on_session)
@@ -73,6 +84,7 @@ def collect_pool(
 
     def keep(ended: EmulatedSession) -> None:
         record = ended.record
+        assert isinstance(record, SessionRecord)  # those of task abr are
         session = by_key[record.arm, record.trace, record.start_index, record.client]
         records[session.number] = record
         on_session(record)
@@ -121,11 +133,14 @@ def import_pool(
         ConfigError: its experiment is missing or of another task, or the video is not found.
         PoolError: the video is not the one that was played, or no session was finished.
     """
-    results = read_results(folder)
     path = folder / EXPERIMENT
-    if results.task != "abr":
-        raise ConfigError(f"{path}: task is {results.task!r}; there are pools of 'abr' only")
-    experiment = replace(read_experiment(path), driver=results.driver)  # type: ignore[arg-type]
+    if (task := task_of(folder)) != "abr":
+        raise ConfigError(f"{path}: task is {task!r}; there are pools of 'abr' only")
+    results = read_results(folder)
+    experiment = replace(
+        abr_experiment(read_experiment(path), POOLS),
+        driver=results.driver,  # type: ignore[arg-type]
+    )
     spec = video or experiment.video.sizes
     try:
         table = resolve_video(
@@ -147,14 +162,14 @@ def import_pool(
             number, arms[record.arm], results.traces[record.trace], record.start_index
         )
         jobs_to_do.append(Job(session, record))
-    plan = Plan(
-        experiment, table.first(experiment.chunks), tuple(job.session for job in jobs_to_do)
+    plan = AbrPlan(
+        experiment, tuple(job.session for job in jobs_to_do), table.first(experiment.chunks)
     )
     return _label(plan, jobs_to_do, labels, jobs, made_by, on_session)
 
 
 def _label(
-    plan: Plan,
+    plan: AbrPlan,
     todo: list[Job],
     labels: Labels,
     processes: int | None,

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from testbed import plots
 from testbed.plots import Series
-from testbed.report_views import PERCENT, ArmRow, Cell, Figure, interval_cell, scaled
+from testbed.report_elements import PERCENT, ArmRow, Cell, Comparison, Figure, interval_cell, scaled
 from testbed.results import Results, mean_bitrate_kbps, rebuffer_ratio
 from testbed.statistics import mean, paired_delta_ci
 from testbed.svg import fixed
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Every run against the first."""
-
-    base: str
-    columns: tuple[str, ...]
-    rows: tuple[ArmRow, ...]
-    figures: tuple[Figure, ...]
 
 
 def compare_runs(

@@ -13,8 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from player.records import SessionRecord
-from testbed.experiment import ConfigError, Session
+from testbed.experiment_base import ConfigError
+from testbed.session_records import Record, place_of
+from testbed.sessions import PlannedSession
+from testbed.summary_tables import number as number
+from testbed.summary_tables import summary_table
 
 #: Above this wire error a link has missed its trace by more than packets explain.
 BUSY_NMAE = 0.01
@@ -39,48 +42,27 @@ def data_folder(folder: Path | None) -> Path | None:
     return folder
 
 
-def number(value: float | None, pattern: str = "{:.3f}") -> str:
-    """The value, or a dash where nothing was measured."""
-    return "–" if value is None else pattern.format(value)
-
-
 def show_arms(summary: Mapping[str, Any]) -> None:
     """Prints the table of arms and the paired differences of a summary."""
+    shown = summary_table(summary)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("arm", no_wrap=True)
-    for heading in (
-        "QoE/chunk",
-        "95 % interval",
-        "kbit/s",
-        "stalled",
-        "decision p50/p99",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for arm in sorted(summary["arms"], key=_by_qoe):
-        qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
-        table.add_row(
-            arm["arm"],
-            number(qoe["mean"]),
-            _interval(qoe["ci95"]),
-            number(arm["bitrate_kbps"], "{:.0f}"),
-            number(arm["rebuffer_ratio"], "{:.2%}"),
-            f"{number(decision['p50'], '{:.1f}')}/{number(decision['p99'], '{:.1f}')} ms",
-        )
+    for column in shown.columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for arm in sorted(summary["arms"], key=shown.rank):
+        table.add_row(arm["arm"], *(column.cell(arm) for column in shown.columns))
     printed.print(table)
     for pair in summary["pairs"]:
-        delta = pair["delta"]
-        printed.print(
-            f"  {pair['a']} − {pair['b']}: {number(delta['mean'], '{:+.3f}')} "
-            f"{_interval(delta['ci95'], '{:+.3f}')} over {pair['n']} traces",
-        )
+        told = f"  {pair['a']} − {pair['b']}: {shown.difference(pair)}"
+        printed.print(told, soft_wrap=True)
     for arm in summary["arms"]:
         if arm["failed"] or arm["fallbacks"]:
             printed.print(
                 f"  {arm['arm']}: {arm['failed']} of {arm['sessions']} sessions failed, "
                 f"{arm['fallbacks']} decisions by the fallback",
             )
-    nmae = summary["link"]["wire_nmae_1s"]
-    if nmae["median"] is not None:
+    nmae = summary.get("link", {}).get("wire_nmae_1s")
+    if nmae is not None and nmae["median"] is not None:
         printed.print(
             f"Link: delivered against asked (NMAE, 1 s) median {nmae['median']:.2%}, "
             f"worst {nmae['max']:.2%}",
@@ -108,19 +90,20 @@ class RichProgress:
         self._bars.update(self._task, total=sessions, sessions=sessions)
         self._show()
 
-    def session_advanced(self, session: Session, share: float) -> None:
+    def session_advanced(self, session: PlannedSession, share: float) -> None:
         """Moves the bar by the part of a session that is done."""
-        self._shares[session.arm.label, session.trace.name, session.client] = share
+        self._shares[session.arm.label, session.unit, session.client] = share
         self._show()
 
-    def session_finished(self, record: SessionRecord) -> None:
+    def session_finished(self, record: Record) -> None:
         """Counts the session."""
         self._ended += 1
-        self._shares.pop((record.arm, record.trace, record.client), None)
+        place = place_of(record)
+        self._shares.pop((record.arm, place.unit, place.client), None)
         if record.status == "failed":
             self._failed += 1
             self._bars.console.print(
-                f"failed: {record.arm} on {record.trace}: {record.error}",
+                f"failed: {record.arm} on {place.unit}: {record.error}",
                 style="red",
             )
         self._show()
@@ -200,14 +183,3 @@ def show_steps() -> Iterator[Callable[[StepProgress], None]]:
             )
 
         yield show
-
-
-def _by_qoe(arm: Mapping[str, Any]) -> float:
-    mean = arm["qoe_per_chunk"]["mean"]
-    return float("inf") if mean is None else -float(mean)
-
-
-def _interval(bounds: Sequence[float] | None, pattern: str = "{:.3f}") -> str:
-    if bounds is None:
-        return "[–]"
-    return "[" + ", ".join(pattern.format(bound) for bound in bounds) + "]"

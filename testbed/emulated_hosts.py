@@ -14,19 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from player.content import load_pack
 from player.records import CaptureRecord
-from player.server import HostedVideo, RequestLogEntry, serve
+from player.server import Hosted, RequestLogEntry, serve
 from testbed.capture import WHOLE_PACKET_BYTES, Capture, CapturePoint
 from testbed.capture_analysis import analyse
 from testbed.emulated_player import CONTROLLER_PORT, MEDIA_PORT, VIDEO_NAME
-from testbed.experiment import Plan, Session
 from testbed.namespaces import fork_into, socket_in
+from testbed.sessions import Session
 from testbed.topology import CONTROLLER_ADDRESS, NetworkHost
 
 #: Sessions that still play come before what is done with packets that were captured.
 ANALYSIS_NICENESS = 10
-MAX_NAME = 60  # characters of an arm or a trace in the name of a file
+MAX_NAME = 60  # characters of an arm or a unit in the name of a file
 
 
 @contextlib.contextmanager
@@ -53,13 +52,16 @@ def handed_over(control: socket.socket, name: str, controller: NetworkHost) -> I
 
 
 @contextlib.contextmanager
-def media_server(plan: Plan, host: NetworkHost) -> Iterator[list[dict[str, Any]]]:
+def media_server(hosted: Hosted, host: NetworkHost) -> Iterator[list[dict[str, Any]]]:
     """The DASH server in the server host.
+
+    Args:
+        hosted: what it offers.
+        host: the host.
 
     Yields:
         A list that its access log is in afterwards.
     """
-    hosted = HostedVideo(plan.video, load_pack(plan.video.levels_kbps, plan.video.chunk_s))
     requests: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         log_path = Path(folder) / "requests.jsonl"
@@ -77,7 +79,7 @@ def media_server(plan: Plan, host: NetworkHost) -> Iterator[list[dict[str, Any]]
                     requests.append(json.loads(line))
 
 
-def run_server(hosted: HostedVideo, listener: socket.socket, log_path: Path) -> None:
+def run_server(hosted: Hosted, listener: socket.socket, log_path: Path) -> None:
     """Body of the server's process."""
     with log_path.open("a", encoding="utf-8", buffering=1) as file:
 
@@ -89,9 +91,9 @@ def run_server(hosted: HostedVideo, listener: socket.socket, log_path: Path) -> 
 
 def capture_path(folder: Path, session: Session) -> Path:
     """Where the packets of a player go; no two have the same, on any file system."""
-    names = (session.arm.label, session.trace.name)
-    arm, trace = (re.sub(r"[^A-Za-z0-9.-]+", "-", name)[:MAX_NAME] for name in names)
-    return folder / f"{session.number:04d}_{arm}_{trace}_{session.client}.pcapng"
+    names = (session.arm.label, session.unit)
+    arm, unit = (re.sub(r"[^A-Za-z0-9.-]+", "-", name)[:MAX_NAME] for name in names)
+    return folder / f"{session.number:04d}_{arm}_{unit}_{session.client}.pcapng"
 
 
 @contextlib.contextmanager

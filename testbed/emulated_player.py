@@ -1,8 +1,9 @@
 """The players of an emulated session: a process in each client's network, and what they tell.
 
 A player's process and the session's talk in JSON, one document per line: ``{"ready": true}`` once
-the manifest is there, ``{"chunk": …}`` for each, and at the end ``{"wall_s": …}`` or
-``{"error": …}``. All players begin together, when the session's process answers the last of them.
+the manifest is there, ``{"chunk": …}`` for each, ``{"figures": …}`` with whatever else the task's
+record needs, and at the end ``{"wall_s": …}`` or ``{"error": …}``. All players begin together, when
+the session's process answers the last of them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import json
 import select
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from controllers import registry
 from controllers.client import ControllerClient
-from player.headless import Limits, play_headless
-from player.records import CaptureRecord, ChunkRecord
-from testbed.experiment import Plan, Session
+from player.media_http import Limits
+from testbed.emulated_task import Played, Seat
+from testbed.emulated_tasks import EMULATED_TASKS
 from testbed.namespaces import fork_into
+from testbed.sessions import Session, StreamPlan
 from testbed.topology import SessionNetwork
 
 MEDIA_PORT = 8000
@@ -35,17 +36,6 @@ MESSAGE_BYTES = 1 << 16
 GO = b"go"
 
 
-@dataclass
-class Played:
-    """What is known of one player so far; a failure leaves it as it was reached."""
-
-    session: Session
-    chunks: list[ChunkRecord] = field(default_factory=list)
-    wall_s: float = 0.0
-    error: str | None = None
-    capture: CaptureRecord | None = None
-
-
 class Players:
     """All players behind one bottleneck; as a context manager their processes end with it.
 
@@ -53,9 +43,12 @@ class Players:
         played: what is known of each.
     """
 
-    def __init__(self, plan: Plan, network: SessionNetwork, played: tuple[Played, ...]) -> None:
+    def __init__(
+        self, plan: StreamPlan, network: SessionNetwork, played: tuple[Played, ...]
+    ) -> None:
         self.played = played
         self._plan = plan
+        self._task = EMULATED_TASKS[plan.experiment.task]
         self._network = network
         self._ends: dict[socket.socket, Played] = {}
         self._unread: dict[socket.socket, bytes] = {}
@@ -109,11 +102,13 @@ class Players:
                     case {"ready": True}:
                         self._waiting.append(end)
                     case {"chunk": chunk}:
-                        played.chunks.append(ChunkRecord(**chunk))
+                        played.chunks.append(self._task.chunk(chunk))
                         on_chunk(played.session, played.chunks[-1].index)
                     case {"error": str(error)}:
                         played.error = error
                         self._forget(end)
+                    case {"figures": dict(figures)}:
+                        played.figures = figures
                     case {"wall_s": float(wall_s)}:
                         played.wall_s = wall_s
                         self._forget(end)
@@ -141,12 +136,12 @@ class Players:
 
 def session_id(session: Session) -> str:
     """What a player tells the media server that it is (CMCD's ``sid``)."""
-    name = f"{session.arm.label} {session.trace.name}"
+    name = f"{session.arm.label} {session.unit}"
     return f"{name} {session.client}" if session.client else name
 
 
 def run_player(
-    plan: Plan,
+    plan: StreamPlan,
     session: Session,
     network: SessionNetwork,
     end: socket.socket,
@@ -159,21 +154,21 @@ def run_player(
         end.sendall(json.dumps(message).encode() + b"\n")
 
     try:
-        wall_s = asyncio.run(_play_headless(plan, session, network, end, tell))
+        wall_s = asyncio.run(_play(plan, session, network, end, tell))
     except Exception as error:  # told to the session's process, whatever it is
         tell(error=f"{type(error).__name__}: {error}")
     else:
         tell(wall_s=wall_s)
 
 
-async def _play_headless(
-    plan: Plan,
+async def _play(
+    plan: StreamPlan,
     session: Session,
     network: SessionNetwork,
     end: socket.socket,
     tell: Callable[..., None],
 ) -> float:
-    experiment, settings = plan.experiment, plan.experiment.player
+    experiment, settings = plan.experiment, plan.experiment.decision_settings
 
     async def start_together() -> None:
         tell(ready=True)
@@ -190,17 +185,22 @@ async def _play_headless(
         session.arm.label,
         deadline_s=settings.decision_timeout_s,
     ) as controller:
-        played = await play_headless(
-            manifest_url=f"http://{network.server.address}:{MEDIA_PORT}/{VIDEO_NAME}/manifest.mpd",
-            ask=controller.ask,
-            session_id=session_id(session),
-            player_config=experiment.player_config,
-            fallback=fallback,
-            limits=Limits(
-                chunk_s=settings.chunk_timeout_s,
-                decision_s=settings.decision_timeout_s + DECISION_GRACE_S,
+        return await EMULATED_TASKS[experiment.task].play(
+            plan,
+            session,
+            Seat(
+                manifest_url=(
+                    f"http://{network.server.address}:{MEDIA_PORT}/{VIDEO_NAME}/manifest.mpd"
+                ),
+                session_id=session_id(session),
+                ask=controller.ask,
+                fallback=fallback,
+                limits=Limits(
+                    chunk_s=settings.chunk_timeout_s,
+                    decision_s=settings.decision_timeout_s + DECISION_GRACE_S,
+                ),
+                before_start=start_together,
+                on_chunk=lambda chunk: tell(chunk=dataclasses.asdict(chunk)),
+                on_figures=lambda figures: tell(figures=figures),
             ),
-            before_start=start_together,
-            on_chunk=lambda chunk: tell(chunk=dataclasses.asdict(chunk)),
         )
-    return played.wall_s

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from player.qoe import session_qoe
-from player.records import BackgroundRecord, LinkRecord, SessionRecord
+from player import cmcd
+from player.records import BackgroundRecord, LinkRecord
 from testbed.background_flows import Background
 from testbed.emulated_hosts import capture_path, captured, handed_over, look_through, media_server
-from testbed.emulated_player import Played, Players, session_id
-from testbed.experiment import Experiment, Plan, Session
+from testbed.emulated_player import Players, session_id
+from testbed.emulated_task import Played, Shared
+from testbed.emulated_tasks import EMULATED_TASKS
+from testbed.experiment_base import Experiment
 from testbed.experiment_sections import HostConfig, LinkConfig
 from testbed.host_tcp import HostTcp
 from testbed.links.engine import EngineHandle
@@ -28,6 +30,7 @@ from testbed.links.measurement import LinkMeasurement
 from testbed.links.spec import LinkChange, LinkSpec
 from testbed.namespaces import unshare_network
 from testbed.sandbox import Send
+from testbed.sessions import Session, StreamPlan
 from testbed.topology import HOSTS, SessionNetwork
 
 log = logging.getLogger(__name__)
@@ -82,11 +85,11 @@ def session_network(
 
 
 def link_spec(experiment: Experiment, session: Session) -> LinkSpec:
-    """The bottleneck of a session; its chances are those of the seed and the trace alone.
+    """The bottleneck of a session; its chances are those of the seed and the unit alone.
 
     So all arms meet the same losses on a trace, by the number of the packet.
     """
-    link, seed = experiment.link, f"{experiment.seed}/{session.trace.name}"
+    link, seed = experiment.link, f"{experiment.seed}/{session.unit}"
     return LinkSpec(
         down=link.direction(
             trace=session.trace,
@@ -130,7 +133,7 @@ def _host_tcp(experiment: Experiment, host: HostConfig) -> HostTcp:
 
 
 def play_session(
-    plan: Plan,
+    plan: StreamPlan,
     group: Sequence[Session],
     control: socket.socket,
     send: Send,
@@ -165,7 +168,7 @@ def play_session(
         send(message)
 
 
-def death_notices(plan: Plan, group: Sequence[Session], status: int) -> list[dict[str, Any]]:
+def death_notices(plan: StreamPlan, group: Sequence[Session], status: int) -> list[dict[str, Any]]:
     """The messages in the place of those of a session whose process died before it could.
 
     Args:
@@ -180,7 +183,7 @@ def death_notices(plan: Plan, group: Sequence[Session], status: int) -> list[dic
 
 
 def _play(
-    plan: Plan,
+    plan: StreamPlan,
     network: SessionNetwork,
     outcome: _Outcome,
     control: socket.socket,
@@ -191,10 +194,10 @@ def _play(
     def tell(session: Session, index: int) -> None:
         send({"session": session.number, "kind": "chunk", "index": index})
 
-    first = outcome.players[0].session
+    first, task = outcome.players[0].session, EMULATED_TASKS[plan.experiment.task]
     with (
         handed_over(control, str(first.number), network.controller),
-        media_server(plan, network.server) as outcome.requests,
+        media_server(task.hosted(plan, first), network.server) as outcome.requests,
         _background(plan, network, first) as background,
         captured(network.clients, paths),
     ):
@@ -207,7 +210,7 @@ def _play(
 
 
 def _conduct(
-    plan: Plan,
+    plan: StreamPlan,
     network: SessionNetwork,
     players: Players,
     background: Background,
@@ -254,11 +257,11 @@ def _shortest_s(experiment: Experiment, session: Session) -> float:
     return min(ends, default=float("inf"))
 
 
-def _background(plan: Plan, network: SessionNetwork, session: Session) -> Background:
+def _background(plan: StreamPlan, network: SessionNetwork, session: Session) -> Background:
     """The other traffic; equal on a trace for all arms."""
     experiment = plan.experiment
     near, far = network.background or (network.client, network.server)
-    text = f"{experiment.seed}/{session.trace.name}/background"
+    text = f"{experiment.seed}/{session.unit}/background"
     digest = hashlib.sha256(text.encode()).digest()
     return Background(
         experiment.background,
@@ -271,12 +274,16 @@ def _background(plan: Plan, network: SessionNetwork, session: Session) -> Backgr
 # ---- what is written down -----------------------------------------------------------------------
 
 
-def _ended(plan: Plan, group: Sequence[Session], outcome: _Outcome) -> list[dict[str, Any]]:
+def _ended(plan: StreamPlan, group: Sequence[Session], outcome: _Outcome) -> list[dict[str, Any]]:
     """A message per player; what they have in common comes with the first."""
-    which = {"arm": group[0].group, "trace": group[0].trace.name}
+    task = EMULATED_TASKS[plan.experiment.task]
+    which = {"arm": group[0].group} | task.labels(group[0])
+    shared = Shared(
+        outcome.link.record if outcome.link else LinkRecord(backend="none"), outcome.background
+    )
     seconds = outcome.link.seconds if outcome.link else ()
     players = {
-        session_id(session): {"arm": session.arm.label, "client": session.client}
+        cmcd.identifier(session_id(session)): {"arm": session.arm.label, "client": session.client}
         for session in group
     }
     messages: list[dict[str, Any]] = []
@@ -286,7 +293,7 @@ def _ended(plan: Plan, group: Sequence[Session], outcome: _Outcome) -> list[dict
             {
                 "session": played.session.number,
                 "kind": "session",
-                "record": dataclasses.asdict(_record(plan, outcome, played)),
+                "record": dataclasses.asdict(task.record(plan, played, shared)),
                 "link_seconds": [
                     which | dataclasses.asdict(second) for second in seconds if is_first
                 ],
@@ -301,26 +308,3 @@ def _ended(plan: Plan, group: Sequence[Session], outcome: _Outcome) -> list[dict
             }
         )
     return messages
-
-
-def _record(plan: Plan, outcome: _Outcome, played: Played) -> SessionRecord:
-    session, chunks = played.session, played.chunks
-    return SessionRecord(
-        arm=session.arm.label,
-        controller=session.arm.controller,
-        trace=session.trace.name,
-        seed=plan.experiment.seed,
-        driver="emulated",
-        status="ok" if played.error is None else "failed",
-        error=played.error,
-        qoe_per_chunk=session_qoe([chunk.qoe for chunk in chunks]),
-        startup_s=chunks[0].rebuffer_s if chunks else None,
-        wall_s=played.wall_s,
-        start_index=session.start_index,
-        link=outcome.link.record if outcome.link else LinkRecord(backend="none"),
-        chunks=tuple(chunks),
-        client=session.client,
-        group=session.group,
-        background=outcome.background,
-        capture=played.capture,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,15 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from player.content import load_pack
-from player.records import SessionRecord
 from player.trace import Trace
-from player.video import Video
-from testbed.experiment import (
-    ConfigError,
-    Experiment,
-    Plan,
-    Session,
-    experiment_document,
-    parse_experiment,
-)
+from testbed.emulated_tasks import EMULATED_TASKS
+from testbed.experiment import experiment_document, parse_experiment
+from testbed.experiment_base import ConfigError
 from testbed.links.backends import Backend, LinkUnsupported
 from testbed.links.htb import ShapingError
 from testbed.sandbox import SandboxError, run_in_sandbox
+from testbed.session_records import Record, record_type
+from testbed.sessions import Session, StreamPlan
 
 ENTRY = "testbed.emulation_inside:run_sessions"
 
@@ -41,12 +34,11 @@ class EmulatedSession:
         requests: rows of ``requests.jsonl``: the video server's access log with CMCD; likewise.
     """
 
-    record: SessionRecord
+    record: Record
     link_seconds: tuple[Mapping[str, Any], ...]
     requests: tuple[Mapping[str, Any], ...]
 
 
-_RECORDS = pydantic.TypeAdapter(SessionRecord)
 #: Errors that cross the border of the sandbox by name and are raised again outside.
 _RAISED_AGAIN: Mapping[str, type[Exception]] = {
     "LinkUnsupported": LinkUnsupported,
@@ -61,7 +53,7 @@ _RAISED_AGAIN: Mapping[str, type[Exception]] = {
 
 
 def emulate(
-    plan: Plan,
+    plan: StreamPlan,
     sessions: Sequence[Session],
     *,
     jobs: int,
@@ -88,8 +80,9 @@ def emulate(
         ContentError: there is no content for the video's ladder and it cannot be made.
         SandboxError: no sandbox can be made, or it died.
     """
-    content = load_pack(plan.video.levels_kbps, plan.video.chunk_s)  # made outside, cached
-    content.check(plan.video)
+    task = plan.experiment.task
+    EMULATED_TASKS[task].prepare(plan)
+    records: pydantic.TypeAdapter[Record] = pydantic.TypeAdapter(record_type(task, "emulated"))
     by_number = {session.number: session for session in sessions}
 
     def receive(message: dict[str, Any]) -> None:
@@ -102,7 +95,7 @@ def emulate(
         else:
             on_session(
                 EmulatedSession(
-                    _RECORDS.validate_python(message["record"]),
+                    records.validate_python(message["record"]),
                     tuple(message["link_seconds"]),
                     tuple(message["requests"]),
                 )
@@ -126,13 +119,14 @@ def emulation_errors() -> Iterator[None]:
 
 
 def encode_plan(
-    plan: Plan, sessions: Sequence[Session], *, jobs: int, captures: Path | None = None
+    plan: StreamPlan, sessions: Sequence[Session], *, jobs: int, captures: Path | None = None
 ) -> dict[str, Any]:
     """The job for the inside of the sandbox, as JSON values."""
+    task = EMULATED_TASKS[plan.experiment.task]
     arms = {arm.label: number for number, arm in enumerate(plan.experiment.arms)}
     return {
         "experiment": experiment_document(plan.experiment),
-        "video": dataclasses.asdict(plan.video),
+        "content": task.encode(plan, sessions),
         "traces": _encode_traces(session.trace for session in sessions),
         "up_traces": _encode_traces(session.up_trace for session in sessions),
         "sessions": [
@@ -144,6 +138,7 @@ def encode_plan(
                 "client": session.client,
                 "group": session.group,
                 "up_trace": session.up_trace and session.up_trace.name,
+                "more": task.encode_session(session),
             }
             for session in sessions
         ],
@@ -152,24 +147,26 @@ def encode_plan(
     }
 
 
-def decode_plan(job: Mapping[str, Any]) -> Plan:
+def decode_plan(job: Mapping[str, Any]) -> StreamPlan:
     """Inverse of :func:`encode_plan`; the plan holds the sessions to play only."""
-    experiment: Experiment = parse_experiment(job["experiment"], where="sandbox")
-    video = pydantic.TypeAdapter(Video).validate_python(job["video"])
+    experiment = parse_experiment(job["experiment"], where="sandbox")
     traces, up_traces = _decode_traces(job["traces"]), _decode_traces(job["up_traces"])
-    sessions = tuple(
+    sessions = [
         Session(
-            number=session["number"],
-            arm=experiment.arms[session["arm"]],
-            trace=traces[session["trace"]],
-            start_index=session["start_index"],
-            client=session["client"],
-            group=session["group"],
-            up_trace=up_traces.get(session["up_trace"]),
+            number=row["number"],
+            arm=experiment.arms[row["arm"]],
+            trace=traces[row["trace"]],
+            start_index=row["start_index"],
+            client=row["client"],
+            group=row["group"],
+            up_trace=up_traces.get(row["up_trace"]),
         )
-        for session in job["sessions"]
+        for row in job["sessions"]
+    ]
+    more = [row["more"] for row in job["sessions"]]
+    return EMULATED_TASKS[experiment.task].decode(
+        experiment, list(zip(sessions, more, strict=True)), job["content"]
     )
-    return Plan(experiment, video, sessions)
 
 
 def _encode_traces(traces: Iterable[Trace | None]) -> dict[str, Any]:

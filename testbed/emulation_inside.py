@@ -24,11 +24,12 @@ from controllers.service import ControllerService
 from testbed.background_flows import check_congestion
 from testbed.emulated_session import death_notices, play_session, session_network
 from testbed.emulation import decode_plan
-from testbed.experiment import Experiment, Plan, Session, group_sessions
+from testbed.experiment_base import Experiment
 from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.htb import ShapingError
 from testbed.namespaces import Child, fork_into
 from testbed.sandbox import Send
+from testbed.sessions import Session, StreamPlan, group_sessions
 
 #: Controllers by task and label of the arm.
 Arms = dict[tuple[str, str], registry.Controller]
@@ -75,7 +76,7 @@ class _Sessions:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StreamPlan,
         control: socket.socket,
         send: Send,
         engine: EngineHandle | None,
@@ -200,11 +201,11 @@ def _raise_again(kind: str, message: str) -> None:
 def _serve_controllers(experiment: Experiment, control: socket.socket, ready_fd: int) -> None:
     with os.fdopen(ready_fd, "w", encoding="utf-8") as ready:
         try:
+            task = experiment.task
             arms: Arms = {
-                (experiment.task, arm.label): registry.create(
-                    experiment.task, arm.controller, arm.options
-                )
+                (task, arm.label): registry.create(task, arm.controller, arm.options)
                 for arm in experiment.arms
+                if not registry.needs_future(task, arm.controller)  # it decides at its player
             }
         except Exception as error:  # told to the parent, whatever it is
             ready.write(json.dumps([type(error).__name__, str(error)]) + "\n")

@@ -1,173 +1,51 @@
-"""Experiment files: TOML in, one checked frozen dataclass out."""
+"""Experiment files: TOML in, one checked frozen dataclass of the task that they name out."""
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import pydantic
 import tomli_w
 
-from controllers import registry
-from player.machine import PlayerConfig
-from player.qoe import PENSIEVE_QOE, QoeWeights
-from player.trace import Trace
-from player.video import Video
-from testbed.background import BackgroundTraffic
-from testbed.builtin import BUILTIN_PREFIX, resolve_path, resolve_traces, resolve_video
-from testbed.experiment_checks import check_values, keys_beside
-from testbed.experiment_sections import (
-    FORBID_UNKNOWN,
-    CaptureConfig,
-    ControllerLinkConfig,
-    HostsConfig,
-    LinkConfig,
-    NetworkConfig,
-    PlayerSettings,
-    SimulationConfig,
-    VideoConfig,
-)
-from testbed.experiment_sections import (
-    ArmConfig as ArmConfig,
-)
-from testbed.links.spec import constant_trace
+from testbed.abr_experiment import AbrExperiment, plan_abr
+from testbed.experiment_base import ConfigError, Experiment
+from testbed.experiment_checks import keys_beside
+from testbed.sessions import Plan
+from testbed.viewport_experiment import ViewportExperiment
+from testbed.viewport_plans import plan_viewport
 
-Task = Literal["abr", "viewport", "scheduling"]
-Driver = Literal["simulated", "emulated"]
+__all__ = [
+    "ConfigError",
+    "Experiment",
+    "dump_experiment",
+    "experiment_document",
+    "parse_experiment",
+    "plan_experiment",
+    "read_experiment",
+]
+
 MAX_EXPERIMENT_BYTES = 2**20
-MAX_LISTED = 10  # names in a message
-#: Start index of a session when the experiment does not name one: the beginning of the trace.
-FIRST_START_INDEX = 1
+#: What the keys of an experiment mean, by its task.
+EXPERIMENTS: Mapping[str, type[Experiment]] = MappingProxyType(
+    {"abr": AbrExperiment, "viewport": ViewportExperiment}
+)
+#: Loads what an experiment names, by its task.
+PLANNERS: Mapping[str, Callable[[Any, Path | None, Path], Plan]] = MappingProxyType(
+    {"abr": plan_abr, "viewport": plan_viewport}
+)
+#: How an experiment is written down, whatever its task.
+_KEY_ORDER = (
+    *("task", "arms", "driver", "seed"),
+    *("viewports", "videos", "users", "recordings", "traces", "limit", "starts", "chunks"),
+    *("predict", "tiles", "video", "link", "controller_link", "player", "network", "hosts"),
+    *("capture", "background", "simulation", "qoe"),
+)
 
-
-class ConfigError(ValueError):
-    """The experiment file, or what it names, is wrong; the message says where."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One experiment: every arm on every trace."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    task: Task
-    arms: tuple[ArmConfig, ...]
-    driver: Driver = "emulated"
-    seed: int = 0
-    traces: str = "builtin:mixed"
-    limit: int | None = None
-    starts: str | int | dict[str, int] | None = None
-    chunks: int = 48
-    video: VideoConfig = field(default_factory=VideoConfig)
-    link: LinkConfig = field(default_factory=LinkConfig)
-    controller_link: ControllerLinkConfig = field(default_factory=ControllerLinkConfig)
-    player: PlayerSettings = field(default_factory=PlayerSettings)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    hosts: HostsConfig = field(default_factory=HostsConfig)
-    capture: CaptureConfig = field(default_factory=CaptureConfig)
-    background: tuple[BackgroundTraffic, ...] = ()
-    simulation: SimulationConfig = field(default_factory=SimulationConfig)
-    qoe: QoeWeights = PENSIEVE_QOE
-
-    @property
-    def player_config(self) -> PlayerConfig:
-        """The settings of the player machine."""
-        first = self.player.first_level
-        return PlayerConfig(
-            buffer_cap_s=self.player.buffer_cap_s,
-            first_level=None if first == "ask" else first,
-            qoe=self.qoe,
-        )
-
-    @property
-    def groups(self) -> dict[str, tuple[ArmConfig, ...]]:
-        """The arms that share a bottleneck, by the name of the group, on every trace."""
-        if self.network.shared_by == "arm":
-            return {arm.label: (arm,) for arm in self.arms}
-        return {"+".join(arm.label for arm in self.arms): self.arms}
-
-    @property
-    def players(self) -> int:
-        """How many players share a bottleneck."""
-        return self.network.clients * (1 if self.network.shared_by == "arm" else len(self.arms))
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One player: one arm on one trace from one start.
-
-    Attributes:
-        number: position in the experiment's list of sessions.
-        arm: the arm.
-        trace: the trace.
-        start_index: point of the trace to start at, in Pensieve's counting.
-        client: which of the players behind the bottleneck, from 0.
-        group: name of those that share it: the arm's label, or all of them joined by ``+``.
-        up_trace: capacity of the way towards the server; None: it has no bottleneck.
-    """
-
-    number: int
-    arm: ArmConfig
-    trace: Trace
-    start_index: int
-    client: int = 0
-    group: str = ""
-    up_trace: Trace | None = None
-
-    @property
-    def start_s(self) -> float:
-        """Position in the trace at the start."""
-        return self.trace.start_s(self.start_index)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An experiment with everything it names loaded and checked."""
-
-    experiment: Experiment
-    video: Video
-    sessions: tuple[Session, ...]
-
-    @property
-    def traces(self) -> tuple[Trace, ...]:
-        """The traces, each once, in order."""
-        return tuple({session.trace.name: session.trace for session in self.sessions}.values())
-
-
-def group_sessions(sessions: Iterable[Session]) -> tuple[tuple[Session, ...], ...]:
-    """The sessions, those that share a bottleneck together, in the order of the first of each."""
-    groups: dict[tuple[str, str, int], list[Session]] = {}
-    for session in sessions:
-        key = (session.group or session.arm.label, session.trace.name, session.start_index)
-        groups.setdefault(key, []).append(session)
-    return tuple(map(tuple, groups.values()))
-
-
-def list_sessions(
-    experiment: Experiment, starts: Iterable[tuple[Trace, int, Trace | None]]
-) -> tuple[Session, ...]:
-    """All sessions of an experiment.
-
-    Args:
-        experiment: says which arms there are and who shares a bottleneck.
-        starts: trace, start index and trace of the way up, in the order in which they are played.
-    """
-    players = [
-        (trace, start_index, up_trace, group, client, arm)
-        for trace, start_index, up_trace in starts
-        for group, arms in experiment.groups.items()
-        for client, arm in enumerate(arm for arm in arms for _ in range(experiment.network.clients))
-    ]
-    return tuple(
-        Session(number, arm, trace, start_index, client, group, up_trace)
-        for number, (trace, start_index, up_trace, group, client, arm) in enumerate(players)
-    )
-
-
-_ADAPTER = pydantic.TypeAdapter(Experiment)
+_ADAPTERS = {task: pydantic.TypeAdapter(kind) for task, kind in EXPERIMENTS.items()}
 
 
 def read_experiment(
@@ -199,17 +77,25 @@ def read_experiment(
 
 
 def parse_experiment(document: Mapping[str, Any], *, where: str) -> Experiment:
-    """Checks a document against the dataclasses.
+    """Checks a document against the dataclass of its task.
 
     Raises:
         ConfigError: an unknown key or a wrong value; ``where`` begins the message.
     """
+    if "task" not in document:
+        raise ConfigError(f"{where}: key 'task' is missing; there are {', '.join(EXPERIMENTS)}")
+    task = document["task"]
+    if not isinstance(task, str) or task not in EXPERIMENTS:
+        raise ConfigError(
+            f"{where}: task: {task!r} cannot be run; there are {', '.join(EXPERIMENTS)}"
+        )
     try:
-        experiment = _ADAPTER.validate_python(document)
+        experiment = _ADAPTERS[task].validate_python(document)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, item) for item in error.errors())) from error
+        lines = [_explain(where, EXPERIMENTS[task], item) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
     try:
-        check_values(experiment)
+        experiment.check()
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return experiment
@@ -217,8 +103,9 @@ def parse_experiment(document: Mapping[str, Any], *, where: str) -> Experiment:
 
 def experiment_document(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON and TOML values; :func:`parse_experiment` reads it back."""
-    document: dict[str, Any] = _without_none(_ADAPTER.dump_python(experiment, mode="json"))
-    return document
+    dumped = _ADAPTERS[experiment.task].dump_python(experiment, mode="json")
+    document: dict[str, Any] = _without_none(dumped)
+    return {key: document[key] for key in sorted(document, key=_KEY_ORDER.index)}
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -227,7 +114,7 @@ def dump_experiment(experiment: Experiment) -> str:
 
 
 def plan_experiment(experiment: Experiment, *, data_dir: Path | None, base: Path) -> Plan:
-    """Loads traces, video and start points, and lists the sessions, trace by trace.
+    """Loads what the experiment names and lists its sessions.
 
     Args:
         experiment: the checked experiment.
@@ -235,89 +122,10 @@ def plan_experiment(experiment: Experiment, *, data_dir: Path | None, base: Path
         base: folder that relative paths start from.
 
     Raises:
-        ConfigError, TraceFormatError, VideoFormatError, DataNotFound, UnknownController,
-        InvalidOptions: what is wrong, and where.
+        ConfigError, TraceFormatError, VideoFormatError, HeadMotionError, DataNotFound,
+        UnknownController, InvalidOptions: what is wrong, and where.
     """
-    for arm in experiment.arms:
-        registry.controller_class(experiment.task, arm.controller)
-    traces = resolve_traces(experiment.traces, data_dir, base, limit=experiment.limit)
-    video = resolve_video(
-        experiment.video.sizes,
-        data_dir,
-        base,
-        levels_kbps=experiment.video.levels_kbps,
-        chunk_s=experiment.video.chunk_s,
-    ).first(experiment.chunks)
-    first = experiment.player.first_level
-    if isinstance(first, int) and not 0 <= first < video.levels:
-        raise ConfigError(f"player.first_level: {first} is not one of 0 to {video.levels - 1}")
-    starts = _read_starts(experiment.starts, traces, data_dir, base)
-    up_traces = _read_up_traces(experiment, traces, data_dir, base)
-    sessions = list_sessions(
-        experiment, [(trace, starts[trace.name], up_traces.get(trace.name)) for trace in traces]
-    )
-    for session in sessions:
-        session.trace.start_s(session.start_index)  # raises when off the trace
-    return Plan(experiment, video, sessions)
-
-
-def _read_up_traces(
-    experiment: Experiment, traces: Sequence[Trace], data_dir: Path | None, base: Path
-) -> dict[str, Trace]:
-    """The way up's trace for each of the way down; empty where that has no bottleneck."""
-    up = experiment.link.up
-    if up is None or not experiment.link.has_up_bottleneck:
-        return {}
-    if up.traces is None:
-        assert up.rate_mbps is not None  # one of the two is there
-        constant = constant_trace(up.rate_mbps)
-        return {trace.name: constant for trace in traces}
-    found = resolve_traces(up.traces, data_dir, base)
-    is_file = (
-        not up.traces.startswith(BUILTIN_PREFIX)
-        and resolve_path(up.traces, data_dir, base).is_file()
-    )
-    if is_file:
-        return {trace.name: found[0] for trace in traces}
-    by_name = {trace.name: trace for trace in found}
-    for trace in traces:
-        if trace.name not in by_name:
-            raise ConfigError(
-                f"link.up.traces: {up.traces} has no {trace.name!r}, the name of a trace of the "
-                f"way down; there are {', '.join(sorted(by_name)[:MAX_LISTED])}"
-            )
-    return {trace.name: by_name[trace.name] for trace in traces}
-
-
-def _read_starts(
-    starts: str | int | dict[str, int] | None,
-    traces: Sequence[Trace],
-    data_dir: Path | None,
-    base: Path,
-) -> dict[str, int]:
-    if starts is None or isinstance(starts, int):
-        index = FIRST_START_INDEX if starts is None else starts
-        return {trace.name: index for trace in traces}
-    where = "starts"
-    table: Any = starts
-    if isinstance(starts, str):
-        path = resolve_path(starts, data_dir, base)
-        where = str(path)
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"starts: {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"starts: {path}: not valid JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where}: expected {{trace file name: start index}}")
-    for name, index in table.items():
-        if isinstance(index, bool) or not isinstance(index, int):
-            raise ConfigError(f"{where}: {name!r}: expected a whole number, found {index!r}")
-    for trace in traces:
-        if trace.name not in table:
-            raise ConfigError(f"{where}: has no start for trace {trace.name!r}")
-    return {trace.name: table[trace.name] for trace in traces}
+    return PLANNERS[experiment.task](experiment, data_dir, base)
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -351,11 +159,11 @@ def _descend(table: Any, key: str, override: str) -> Any:
     return table.setdefault(key, {})
 
 
-def _explain(where: str, item: Any) -> str:
+def _explain(where: str, kind: type[Experiment], item: Any) -> str:
     """One line for one pydantic error: where, key, what is wrong, what there is instead."""
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = keys_beside(Experiment, item["loc"])
+        known = keys_beside(kind, item["loc"])
         return f"{where}: unknown key {location!r}; there are {', '.join(known)}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{where}: key {location!r} is missing"

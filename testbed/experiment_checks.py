@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from controllers import registry
-from testbed.experiment_sections import DirectionConfig, LinkConfig
+from testbed.experiment_sections import DecisionSettings, DirectionConfig, LinkConfig
 from testbed.links.spec import MAX_DELAY_MS, DirectionSpec, constant_trace
 
 if TYPE_CHECKING:
-    from testbed.experiment import Experiment
+    from testbed.experiment_base import Experiment
 
-#: Tasks that this version can run.
-RUNNABLE_TASKS = ("abr",)
 MAX_DECISION_TIMEOUT_S = 3600.0  # the longest deadline that the controller service takes
 #: Behind one bottleneck; each is a host of its own, and the engine takes a session's TAPs at once.
 MAX_PLAYERS = 100
@@ -29,23 +27,28 @@ _OF_A_BOTTLENECK = (
 )
 
 
-def check_values(experiment: Experiment) -> None:
-    """Checks what the types of the keys do not say.
+def check_shared_keys(experiment: Experiment) -> None:
+    """Checks the keys that all tasks have.
 
     Raises:
         ValueError: what is wrong; begins with the key.
     """
     _check_arms(experiment)
     _check_link(experiment.link)
-    _check_player(experiment)
+    _check_decisions(experiment.task, experiment.decision_settings)
     _check_network(experiment)
-    _require(experiment.chunks >= 2, "chunks: at least 2 (chunk 0 is not scored)")
-    _require(experiment.seed >= 0, "seed: must not be negative")
-    _require(experiment.limit is None or experiment.limit >= 1, "limit: must be at least 1")
+    require(experiment.seed >= 0, "seed: must not be negative")
+    require(experiment.limit is None or experiment.limit >= 1, "limit: must be at least 1")
     thinking = experiment.simulation.decision_s
-    _require(isinstance(thinking, str) or thinking >= 0, "simulation.decision_s: must be >= 0")
+    require(isinstance(thinking, str) or thinking >= 0, "simulation.decision_s: must be >= 0")
     if experiment.driver == "simulated":
         _check_simulated(experiment)
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ValueError with the message unless ``holds``."""
+    if not holds:
+        raise ValueError(message)
 
 
 def keys_beside(root: type[Any], location: Sequence[int | str]) -> list[str]:
@@ -75,26 +78,12 @@ def _tables_in(annotation: object) -> Iterator[type[Any]]:
         yield from _tables_in(part)
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
 def _check_arms(experiment: Experiment) -> None:
-    task, arms = experiment.task, experiment.arms
-    _require(
-        task in RUNNABLE_TASKS,
-        f"task: {task!r} cannot be run yet; there is {', '.join(RUNNABLE_TASKS)}",
-    )
-    _require(bool(arms), "arms: at least one is needed")
+    arms = experiment.arms
+    require(bool(arms), "arms: at least one is needed")
     labels = [arm.label for arm in arms]
     for label in labels:
-        _require(labels.count(label) == 1, f"arms: {label!r} occurs twice; give each a name")
-    for arm in arms:
-        _require(
-            experiment.driver == "simulated" or not registry.needs_future(task, arm.controller),
-            f"arms: {arm.label!r} knows the future of the trace; use driver = 'simulated'",
-        )
+        require(labels.count(label) == 1, f"arms: {label!r} occurs twice; give each a name")
 
 
 def _check_link(link: LinkConfig) -> None:
@@ -105,32 +94,32 @@ def _check_link(link: LinkConfig) -> None:
     up, up_trace = link.up, trace if link.has_up_bottleneck else None
     if up is not None:
         _with_key("link.up", lambda: link.up_direction(trace=up_trace, start_s=0.0, seed=""))
-        _require(
+        require(
             up.traces is None or up.rate_mbps is None,
             "link.up.rate_mbps: stands in the place of link.up.traces; give one of the two",
         )
-        _require(
+        require(
             up.rate_mbps is None or MIN_RATE_MBPS <= up.rate_mbps <= MAX_RATE_MBPS,
             f"link.up.rate_mbps: must be {MIN_RATE_MBPS:g} to {MAX_RATE_MBPS:g}",
         )
-        _require(
+        require(
             up.rate_mbps is None or up.replay == "rate",
             "link.up.replay: opportunities are those of link.up.traces, not of a constant rate",
         )
     if up is not None and up_trace is None:
         for name in _OF_A_BOTTLENECK:
-            _require(
+            require(
                 name not in _changed_keys(up),
                 f"link.up.{name}: there is no bottleneck without link.up.traces or "
                 "link.up.rate_mbps",
             )
     for number, change in enumerate(link.changes):
         where = f"link.changes.{number}"
-        _require(
+        require(
             not (change.rate_mbps is None and change.delay_ms is None and change.loss is None),
             f"{where}: changes nothing; there are rate_mbps, delay_ms, loss",
         )
-        _require(
+        require(
             change.rate_mbps is None or change.direction != "up" or link.has_up_bottleneck,
             f"{where}.rate_mbps: the way up has no rate without link.up.traces or "
             "link.up.rate_mbps",
@@ -149,34 +138,29 @@ def _with_key(key: str, make: Callable[[], DirectionSpec]) -> DirectionSpec:
         raise ValueError(f"{key}.{error}") from error
 
 
-def _check_player(experiment: Experiment) -> None:
-    player = experiment.player
-    _require(player.buffer_cap_s > 0, "player.buffer_cap_s: must be positive")
-    _require(
-        0 < player.decision_timeout_s <= MAX_DECISION_TIMEOUT_S,
+def _check_decisions(task: str, settings: DecisionSettings) -> None:
+    require(
+        0 < settings.decision_timeout_s <= MAX_DECISION_TIMEOUT_S,
         f"player.decision_timeout_s: must be above 0 and at most {MAX_DECISION_TIMEOUT_S:.0f}",
     )
-    _require(player.chunk_timeout_s > 0, "player.chunk_timeout_s: must be positive")
-    if player.fallback is None:
+    if settings.fallback is None:
         return
     try:
-        needs_future = registry.needs_future(experiment.task, player.fallback)
-        registry.create(experiment.task, player.fallback)
+        needs_future = registry.needs_future(task, settings.fallback)
+        require(not needs_future, f"{settings.fallback!r} knows the future")
+        registry.create(task, settings.fallback)
     except (LookupError, ValueError) as error:
         raise ValueError(f"player.fallback: {error}") from error
-    _require(
-        not needs_future, f"player.fallback: {player.fallback!r} knows the future of the trace"
-    )
 
 
 def _check_network(experiment: Experiment) -> None:
     network = experiment.network
-    _require(
+    require(
         0 <= experiment.controller_link.delay_ms <= MAX_DELAY_MS,
         f"controller_link.delay_ms: must be 0 to {MAX_DELAY_MS:.0f}",
     )
-    _require(network.clients >= 1, "network.clients: must be at least 1")
-    _require(
+    require(network.clients >= 1, "network.clients: must be at least 1")
+    require(
         experiment.players <= MAX_PLAYERS,
         f"network.clients: {experiment.players} players behind one bottleneck, "
         f"at most {MAX_PLAYERS}",
@@ -199,7 +183,7 @@ def _check_simulated(experiment: Experiment) -> None:
     """
     own = {item.name for item in dataclasses.fields(DirectionConfig)} | {"up", "changes"}
     for name in _changed_keys(experiment.link):
-        _require(
+        require(
             name not in own or name in _UNUSED_BY_MODELS,
             f"link.{name}: the simulated link models do not have it; use driver = 'emulated'",
         )
@@ -209,6 +193,6 @@ def _check_simulated(experiment: Experiment) -> None:
         ("background", bool(experiment.background)),
         ("capture.enabled", experiment.capture.enabled),
     ):
-        _require(
+        require(
             not asked, f"{key}: a simulated session has one player alone; use driver = 'emulated'"
         )

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pydantic
 
@@ -161,6 +161,25 @@ class ControllerLinkConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     delay_ms: float = 0.0
+
+
+class DecisionSettings(Protocol):
+    """What the tables ``[player]`` of all tasks say about decisions."""
+
+    @property
+    def decision_timeout_s(self) -> float:
+        """Longest wait for a decision, emulated runs."""
+        ...
+
+    @property
+    def fallback(self) -> str | None:
+        """Controller that decides in the place of one that does not answer."""
+        ...
+
+    @property
+    def chunk_timeout_s(self) -> float:
+        """Longest wait for one download, emulated runs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

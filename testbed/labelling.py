@@ -15,14 +15,15 @@ from adapters.pools import Decide, Episode, PlayedSession, PoolError, episode_of
 from controllers import registry
 from player.records import SessionRecord
 from player.trace import FloatArray
-from testbed.experiment import ConfigError, Plan, Session
+from testbed.abr_experiment import AbrPlan
+from testbed.experiment_base import ConfigError
 from testbed.namespaces import set_parent_death_signal
-from testbed.simulation import SessionPlayer, link_model
+from testbed.session_pool import one_thread_each
+from testbed.sessions import Session
+from testbed.simulation import AbrSessionPlayer, link_model
 
 #: Sessions that make another process worth its start.
 SESSIONS_PER_PROCESS = 32
-#: Read by numeric libraries when they load: the processes share the cores already.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Labelled:
 
 
 def label_sessions(
-    plan: Plan, jobs: Sequence[Job], labels: Labels, *, processes: int | None = None
+    plan: AbrPlan, jobs: Sequence[Job], labels: Labels, *, processes: int | None = None
 ) -> Iterator[Labelled]:
     """Plays the simulated sessions that have no record and labels all; yields them in order.
 
@@ -81,19 +82,22 @@ def label_sessions(
     if processes <= 1:
         yield from map(labeller.run, jobs)
         return
+    # The executor starts its processes while it takes the jobs: in ``map``.
     with ProcessPoolExecutor(
         min(processes, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(plan, labels, os.getpid()),
     ) as pool:
-        yield from pool.map(_run_in_worker, jobs)
+        with one_thread_each():
+            labelled = pool.map(_run_in_worker, jobs)
+        yield from labelled
 
 
 class Labeller:
     """Plays and labels sessions of one plan; makes each controller once."""
 
-    def __init__(self, plan: Plan, labels: Labels) -> None:
+    def __init__(self, plan: AbrPlan, labels: Labels) -> None:
         task, expert = plan.experiment.task, labels.expert
         knows_link = plan.experiment.driver == "simulated"
         if labels.hindsight is not None and not knows_link:
@@ -101,7 +105,7 @@ class Labeller:
         if expert is not None and registry.needs_future(task, expert) and not knows_link:
             raise ConfigError(f"expert {expert!r} needs the link model of simulated sessions")
         self._plan, self._labels = plan, labels
-        self._player = SessionPlayer(plan)
+        self._player = AbrSessionPlayer(plan)
         self._expert = None if expert is None else registry.create(task, expert)
 
     def prepare(self, jobs: Sequence[Job]) -> None:
@@ -164,11 +168,9 @@ class Labeller:
 _worker: list[Labeller] = []
 
 
-def _start_worker(plan: Plan, labels: Labels, parent_pid: int) -> None:
+def _start_worker(plan: AbrPlan, labels: Labels, parent_pid: int) -> None:
     set_parent_death_signal(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    for name in THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
     _worker.append(Labeller(plan, labels))
 
 

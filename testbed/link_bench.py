@@ -18,12 +18,15 @@ import numpy as np
 import pydantic
 
 from player.trace import Trace
+from testbed.abr_experiment import AbrPlan, abr_experiment
 from testbed.builtin import builtin_video
 from testbed.emulation import emulation_errors, encode_plan
-from testbed.experiment import ConfigError, Plan, Session, parse_experiment
+from testbed.experiment import parse_experiment
+from testbed.experiment_base import ConfigError
 from testbed.links.backends import Backend
 from testbed.links.fidelity import BITS_PER_BYTE, MAX_PACKETS, PACKET_BYTES
 from testbed.sandbox import run_in_sandbox
+from testbed.sessions import Session
 
 ENTRY = "testbed.link_bench_inside:bench_links"
 Traffic = Literal["udp", "cubic", "reno", "bbr", "echo"]
@@ -178,16 +181,16 @@ def _check_room(trace: Trace, seconds: float) -> None:
         )
 
 
-def _plan(traces: Sequence[Trace], traffic: str, link: Mapping[str, Any]) -> Plan:
+def _plan(traces: Sequence[Trace], traffic: str, link: Mapping[str, Any]) -> AbrPlan:
     """An experiment with these links; nothing is played in it."""
     congestion = {} if traffic in ("udp", "echo") else {"congestion": traffic}
     arms = [{"controller": "fixed"}]
     document = {"task": "abr", "arms": arms, "link": {**congestion, **link}}
-    experiment = parse_experiment(document, where="link")
+    experiment = abr_experiment(parse_experiment(document, where="link"), "links")
     named = [
         dataclasses.replace(trace, name=f"{trace.name}#{number}")  # one may be asked for repeatedly
         for number, trace in enumerate(traces)
     ]
     arm = experiment.arms[0]
     sessions = tuple(Session(number, arm, trace, 1) for number, trace in enumerate(named))
-    return Plan(experiment, builtin_video("envivio-like"), sessions)
+    return AbrPlan(experiment, sessions, builtin_video("envivio-like"))

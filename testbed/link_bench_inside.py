@@ -15,7 +15,6 @@ from typing import Any
 from player.trace import BITS_PER_MEGABIT
 from testbed.emulated_session import session_network
 from testbed.emulation import decode_plan
-from testbed.experiment import Plan, Session
 from testbed.link_bench import LinkBench
 from testbed.links.compiled import LOOP_VARIABLE
 from testbed.links.engine import EngineHandle, engine_process
@@ -24,6 +23,7 @@ from testbed.links.measurement import LinkMeasurement
 from testbed.links.traffic import RoundTrips, Route, echo, tcp_load, udp_load
 from testbed.namespaces import fork_into, in_network_of, sleep_until, unshare_network
 from testbed.sandbox import Send
+from testbed.sessions import Session, StreamPlan
 from testbed.topology import SessionNetwork
 
 CLIENT_INTERFACE = "client-eth0"
@@ -66,7 +66,12 @@ def bench_links(job: dict[str, Any], send: Send) -> None:
 
 @contextlib.contextmanager
 def _measuring(
-    plan: Plan, session: Session, engine: EngineHandle, seconds: float, traffic: str, send: Send
+    plan: StreamPlan,
+    session: Session,
+    engine: EngineHandle,
+    seconds: float,
+    traffic: str,
+    send: Send,
 ) -> Iterator[socket.socket]:
     """A process with a network of its own; it is up when this returns, and waits for the time.
 
@@ -98,7 +103,12 @@ def _measuring(
 
 
 def _measure(
-    plan: Plan, session: Session, network: SessionNetwork, at_s: float, seconds: float, traffic: str
+    plan: StreamPlan,
+    session: Session,
+    network: SessionNetwork,
+    at_s: float,
+    seconds: float,
+    traffic: str,
 ) -> LinkBench:
     path = Route(network.server.pid, network.client.pid, network.client.address)
     trace = session.trace
@@ -150,7 +160,7 @@ def _rate_mbps(arrivals: Arrivals, from_s: float, to_s: float) -> float:
     return bits / (to_s - from_s) / BITS_PER_MEGABIT
 
 
-def _echo_bench(plan: Plan, name: str, answers: RoundTrips) -> LinkBench:
+def _echo_bench(plan: StreamPlan, name: str, answers: RoundTrips) -> LinkBench:
     asked_ms = 2 * plan.experiment.link.delay_ms
     return LinkBench(
         trace=name,

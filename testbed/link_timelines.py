@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from testbed.links.spec import Direction
-from testbed.results import LinkSecond
+from testbed.result_rows import LinkSecond
 from testbed.svg import Scale, Svg, path_of_steps, significant
 
 RATE_HEIGHT, DELAY_HEIGHT, QUEUE_HEIGHT, DROPS_HEIGHT, GAP = 36.0, 40.0, 34.0, 34.0, 8.0

@@ -16,7 +16,16 @@ from markupsafe import Markup
 
 from player.trace import Trace
 from testbed.statistics import Estimate
-from testbed.svg import Scale, Svg, fixed, padded, path_of_steps, significant, tick_label
+from testbed.svg import (
+    Scale,
+    Svg,
+    fixed,
+    padded,
+    path_of_steps,
+    path_through,
+    significant,
+    tick_label,
+)
 
 COLOURS = 8
 WIDTH = 520.0
@@ -71,6 +80,16 @@ class Parts:
     gain: float
     switch: float
     rebuffer: float
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """Something of which a part was used."""
+
+    label: str
+    colour: int
+    used: float
+    wasted: float
 
 
 def cdf(series: Sequence[Series], label: str, *, of: str, is_log: bool = False) -> Markup | None:
@@ -193,6 +212,59 @@ def scatter(
         with svg.group(one.css):
             for index, (at_x, at_y) in enumerate(zip(one.values, one.others, strict=True)):
                 svg.circle(x(at_x), y(at_y), 3.4, "dot ring", one.title(index))
+    return svg.render()
+
+
+def lines(
+    series: Sequence[Series], x_label: str, y_label: str, *, has_zero: bool = False
+) -> Markup | None:
+    """A line with dots per series; None without points.
+
+    Args:
+        series: ``values`` to the right, ``others`` upwards.
+        x_label: of ``values``.
+        y_label: of ``others``.
+        has_zero: whether the upright axis shows zero, as a line.
+    """
+    xs = [value for one in series for value in one.values]
+    ys = [value for one in series for value in one.others]
+    if not xs:
+        return None
+    bounds_y = padded([*ys, 0.0] if has_zero else ys, 0.08)
+    svg = Svg(WIDTH, HEIGHT, f"{y_label} over {x_label}")
+    x, y = _axes(svg, padded(xs), bounds_y, x_label, y_label)
+    if has_zero:
+        svg.line(_LEFT, y(0.0), WIDTH - _RIGHT, y(0.0), "zero")
+    for one in series:
+        places = [(x(at), y(value)) for at, value in zip(one.values, one.others, strict=True)]
+        with svg.group(one.css):
+            if places:
+                svg.path(path_through(places), "ln")
+            for index, (at_x, at_y) in enumerate(places):
+                svg.circle(at_x, at_y, _DOT, "dot", one.title(index))
+    return svg.render()
+
+
+def divided(rows: Sequence[Divided], label: str) -> Markup | None:
+    """One bar per arm: what was of use, then in a lighter shade what was not. None without any."""
+    if not rows:
+        return None
+    left = _label_room([row.label for row in rows])
+    right = 120.0
+    height = _TOP + _ROW * len(rows) + _BOTTOM
+    svg = Svg(WIDTH, height, label)
+    high = max(row.used + row.wasted for row in rows) or 1.0
+    x = _horizontal_axis(svg, (0.0, high * 1.02), left, height, label, right=right)
+    for index, row in enumerate(rows):
+        top = _TOP + _ROW * index + 8
+        whole = row.used + row.wasted
+        _row_label(svg, left, top + 12, row.label)
+        with svg.group(f"c{row.colour % COLOURS}"):
+            _bar(svg, x, 0.0, row.used, top, "bar", f"used {significant(row.used)}")
+            _bar(svg, x, row.used, whole, top, "bar faint", f"not used {significant(row.wasted)}")
+        share = fixed(row.wasted / whole * 100 if whole else None, 0)
+        svg.text(WIDTH - right + 8, top + 16, f"{significant(whole)}, {share} % unused", "num")
+    svg.line(x(0.0), _TOP, x(0.0), height - _BOTTOM, "zero")
     return svg.render()
 
 

@@ -6,35 +6,33 @@ set side by side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-import jinja2
 from markupsafe import Markup
 
-import testbed
 from player.records import SessionRecord
 from testbed.comparison import compare_runs
 from testbed.plots import Series
-from testbed.report_views import Cell, counted, run_view
+from testbed.report_elements import Cell, counted
+from testbed.report_page import REPORT, level_key, render_page, run_labels
+from testbed.report_views import run_view
+from testbed.result_rows import ResultsError, replace_file
 from testbed.results import (
     Results,
     mean_bitrate_kbps,
     mean_switch_kbps,
     read_results,
-    replace_file,
     scored,
     stall_s,
+    task_of,
 )
 from testbed.statistics import mean
 from testbed.svg import fixed
 from testbed.timelines import session_timeline, shared_axes
-
-REPORT = "report.html"
-TEMPLATES = Path(__file__).parent / "templates"
-#: Worst level to best; told apart by people who see no red and green.
-_LEVEL_COLOURS = ("#c8553d", "#e8975a", "#eccb77", "#9fcbb4", "#5aa5c8", "#3c6fb0")
+from testbed.viewport_report import render_viewport_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +58,42 @@ class TraceView:
     sessions: tuple[SessionView, ...]
 
 
-def build_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Reads result folders and writes one report over them.
+def build_report(folders: Sequence[Path], out: Path | None = None) -> Path | None:
+    """Reads result folders and writes one report over them, whole or not at all.
 
     Args:
         folders: at least one result folder.
         out: the file; ``report.html`` in the first folder by default.
 
     Returns:
-        Where the report is.
+        Where the report is; None: their task has none.
 
     Raises:
-        ResultsError: a folder cannot be read.
+        ResultsError: a folder cannot be read, or they are of different tasks.
         ValueError: no folder.
     """
-    path = out or folders[0] / REPORT if folders else None
-    if path is None:
+    if not folders:
         raise ValueError("a report needs at least one result folder")
-    write_report([read_results(folder) for folder in folders], path)
+    tasks = {task_of(folder): folder for folder in folders}
+    if len(tasks) > 1:
+        told = ", ".join(f"{folder} of {task!r}" for task, folder in tasks.items())
+        raise ResultsError(f"results of different tasks have no report together: {told}")
+    render = REPORTS.get(*tasks)
+    if render is None:
+        return None
+    path = out or folders[0] / REPORT
+    replace_file(path, render(folders))
     return path
 
 
-def write_report(runs: Sequence[Results], path: Path) -> None:
-    """Writes the report over runs that were read, whole or not at all."""
-    replace_file(path, render_report(runs))
+def _render_abr(folders: Sequence[Path]) -> str:
+    return render_report([read_results(folder) for folder in folders])
+
+
+#: Makes the report over result folders of one task.
+REPORTS: Mapping[str, Callable[[Sequence[Path]], str]] = MappingProxyType(
+    {"abr": _render_abr, "viewport": render_viewport_report}
+)
 
 
 def render_report(runs: Sequence[Results]) -> str:
@@ -91,17 +101,10 @@ def render_report(runs: Sequence[Results]) -> str:
     arms = tuple(dict.fromkeys(arm for run in runs for arm in run.arms))
     colours = {arm: index for index, arm in enumerate(arms)}
     labels = run_labels(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ladder = ladder_kbps(runs)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=_title(runs),
-        version=testbed.__version__,
         arms=[Series(arm, colours[arm], ()) for arm in arms],
         runs=[run_view(run, label, colours) for run, label in zip(runs, labels, strict=True)],
         comparison=compare_runs(runs, labels, colours) if len(runs) > 1 else None,
@@ -111,24 +114,10 @@ def render_report(runs: Sequence[Results]) -> str:
             for arm in run.arms
         ],
         traces=_trace_views(runs, labels, colours, ladder),
-        levels=[
-            (index, _level_label(index, rate), _level_colour(index, len(ladder)))
-            for index, rate in enumerate(ladder)
-        ],
+        levels=level_key(ladder),
         weights=runs[0].qoe,
         has_link=any(run.link_seconds for run in runs),
     )
-
-
-def run_labels(runs: Sequence[Results]) -> list[str]:
-    """A short distinct name per run: its driver, else its folder, else both with a number."""
-    for candidates in (
-        [run.driver for run in runs],
-        [run.folder.resolve().name for run in runs],
-    ):
-        if len(set(candidates)) == len(runs) and all(candidates):
-            return candidates
-    return [f"{run.driver} {number}" for number, run in enumerate(runs, start=1)]
 
 
 def ladder_kbps(runs: Sequence[Results]) -> list[float | None]:
@@ -252,13 +241,3 @@ def _session_facts(row: SessionRecord, *, is_shared: bool) -> tuple[tuple[str, s
     if row.link.wire_nmae_1s is not None:
         facts.append(("wire error", f"{fixed(row.link.wire_nmae_1s * 100, 2)} %"))
     return tuple(facts)
-
-
-def _level_label(level: int, rate_kbps: float | None) -> str:
-    return f"level {level}" if rate_kbps is None else f"{rate_kbps:g} kbit/s"
-
-
-def _level_colour(level: int, levels: int) -> str:
-    """The colour of a level: spread over the palette, worst to best."""
-    last = len(_LEVEL_COLOURS) - 1
-    return _LEVEL_COLOURS[last if levels < 2 else round(level / (levels - 1) * last)]

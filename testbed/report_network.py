@@ -6,31 +6,33 @@ Each is left out of runs that have nothing of the kind.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from player.records import BackgroundRecord, ConnectionRecord, SessionRecord
+from player.records import BackgroundRecord, ConnectionRecord
 from testbed.fairness import shares
-from testbed.results import MS_PER_S, Results
+from testbed.report_elements import Table
+from testbed.report_link import Streamed
+from testbed.result_rows import MS_PER_S
+from testbed.results import Results
+from testbed.session_records import place_of
 from testbed.statistics import mean, percentile
 from testbed.svg import fixed, significant
 
 PER_MILLE = 1000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of texts; the first cell of a row is its heading."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
-
-
 def network_tables(run: Results, summary: Mapping[str, Any]) -> tuple[Table, ...]:
     """The tables that this run has something for."""
-    made = (_fairness(summary), _bottlenecks(run), _packets(run), _captures(run), _background(run))
+    made = (_fairness(summary), _bottlenecks(run))
+    return (
+        *(table for table in made if table.rows),
+        *link_tables(run.sessions, run.arms),
+    )
+
+
+def link_tables(sessions: Sequence[Streamed], arms: Sequence[str]) -> tuple[Table, ...]:
+    """Those that any streamed session has something for."""
+    made = (_packets(sessions), _captures(sessions, arms), _background(sessions))
     return tuple(table for table in made if table.rows)
 
 
@@ -69,10 +71,10 @@ def _bottlenecks(run: Results) -> Table:
     )
 
 
-def _packets(run: Results) -> Table:
+def _packets(sessions: Sequence[Streamed]) -> Table:
     rows = []
-    for group, sessions in _by_group(run.sessions).items():
-        links = [row.link for row in sessions]
+    for group, played in _by_group(sessions).items():
+        links = [row.link for row in played]
         counts = [
             sum(getattr(link, name) for link in links)
             for name in ("queue_drops", "aqm_drops", "losses", "marks", "duplicates")
@@ -94,10 +96,10 @@ def _packets(run: Results) -> Table:
     )
 
 
-def _captures(run: Results) -> Table:
+def _captures(sessions: Sequence[Streamed], arms: Sequence[str]) -> Table:
     rows = []
-    for arm in run.arms:
-        records = [row.capture for row in run.sessions if row.arm == arm and row.capture]
+    for arm in arms:
+        records = [row.capture for row in sessions if row.arm == arm and row.capture]
         media = [
             connection
             for record in records
@@ -139,10 +141,10 @@ def _retransmitted(connections: Sequence[ConnectionRecord]) -> float | None:
     return again / packets * PER_MILLE if packets else None
 
 
-def _background(run: Results) -> Table:
+def _background(sessions: Sequence[Streamed]) -> Table:
     rows = []
-    for group, sessions in _by_group(run.sessions).items():
-        for entries in zip(*(row.background for row in sessions if row.background), strict=False):
+    for group, played in _by_group(sessions).items():
+        for entries in zip(*(row.background for row in played if row.background), strict=False):
             rows.append((group, *_background_cells(entries)))
     return Table(
         "Background traffic",
@@ -170,12 +172,12 @@ def _background_cells(entries: Sequence[BackgroundRecord]) -> tuple[str, ...]:
     )
 
 
-def _by_group(rows: Iterable[SessionRecord]) -> dict[str, list[SessionRecord]]:
+def _by_group(rows: Iterable[Streamed]) -> dict[str, list[Streamed]]:
     """One session per bottleneck, by the name of the group."""
-    first: dict[tuple[str, str], SessionRecord] = {}
+    first: dict[tuple[str, str], Streamed] = {}
     for row in rows:
-        first.setdefault(row.bottleneck, row)
-    groups: dict[str, list[SessionRecord]] = {}
+        first.setdefault(place_of(row)[:2], row)
+    groups: dict[str, list[Streamed]] = {}
     for (group, _), row in first.items():
         groups.setdefault(group, []).append(row)
     return groups

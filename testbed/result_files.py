@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import testbed
-from player.records import SessionRecord
 from player.trace import Trace
 from testbed.experiment import ConfigError, Experiment, dump_experiment
-from testbed.results import (
+from testbed.result_rows import (
     ENVIRONMENT,
     EXPERIMENT,
     LINK,
     SESSIONS,
     TRACES,
     ResultsError,
-    read_sessions,
+    read_records,
     replace_file,
 )
+from testbed.session_records import Record, place_of, place_of_row, record_type
 
 REQUESTS = "requests.jsonl"
 CAPTURES = "captures"
@@ -46,7 +46,8 @@ class ResultFiles:
 
     def __init__(self, folder: Path, experiment: Experiment, *, is_new: bool = False) -> None:
         self.folder = folder
-        self._players = experiment.players
+        self._players = 1 if experiment.driver == "offline" else experiment.players
+        self._records = record_type(experiment.task, experiment.driver)
         self._is_new = is_new
 
     @classmethod
@@ -91,11 +92,12 @@ class ResultFiles:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def finished(self) -> frozenset[tuple[str, str]]:
-        """Group and trace of the bottlenecks of which every player is here with status ok."""
+        """Group and unit of the bottlenecks of which every player is here with status ok."""
         if not (self.folder / SESSIONS).exists():
             return frozenset()
-        rows = read_sessions(self.folder)
-        players = Counter(row.bottleneck for row in rows if row.status == "ok")
+        rows = read_records(self.folder, self._records)
+        places = [place_of(row) for row in rows if row.status == "ok"]
+        players = Counter((place.group, place.unit) for place in places)
         return frozenset(key for key, count in players.items() if count == self._players)
 
     def captures(self) -> Path:
@@ -130,7 +132,7 @@ class ResultFiles:
         }
         replace_file(self.folder / TRACES, json.dumps(document) + "\n")
 
-    def add_session(self, record: SessionRecord) -> None:
+    def add_session(self, record: Record) -> None:
         """Appends a session."""
         self._append(SESSIONS, [dataclasses.asdict(record)])
 
@@ -167,8 +169,8 @@ def _keep_rows_of(finished: frozenset[tuple[str, str]], path: Path) -> None:
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if (row.get("group") or row["arm"], row["trace"]) in finished:
+            place = place_of_row(json.loads(line))
+            if (place.group, place.unit) in finished:
                 kept.append(line)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ResultsError(f"{path}:{number}: malformed line: {error}") from error

@@ -1,9 +1,6 @@
-"""Reads a result folder and condenses it into ``summary.json``.
+"""Condenses a result folder of task ``abr``; ``summary.json`` of any task.
 
-The files and their keys are described in ``docs/reference.md``. Keys that are not known here
-are passed over, so that newer runs stay readable; known ones must be right. A run may be killed at
-any moment: a last line without an end is left out with a warning, any other malformed line is an
-error.
+The other tasks' summaries are made in modules of their own, see :data:`SUMMARIES`.
 """
 
 from __future__ import annotations
@@ -11,105 +8,39 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import logging
-import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pydantic
-import pydantic_core
 
 from player.qoe import KBPS_PER_MBPS, PENSIEVE_QOE, QoeWeights
 from player.records import ChunkRecord, SessionRecord
-from player.trace import BITS_PER_MEGABIT, Trace, TraceError
+from player.trace import Trace
 from testbed.fairness import shares
-from testbed.links.spec import Direction
+from testbed.result_rows import (
+    ENVIRONMENT,
+    EXPERIMENT,
+    MS_PER_S,
+    SUMMARY,
+    TRACES,
+    LinkSecond,
+    ResultsError,
+    explain,
+    median_and_max,
+    played_arms,
+    read_json_object,
+    read_link_seconds,
+    read_records,
+    read_toml,
+    read_traces,
+    replace_file,
+)
 from testbed.statistics import mean, mean_ci, paired_delta_ci, percentile
-
-SESSIONS = "sessions.jsonl"
-LINK = "link.jsonl"
-EXPERIMENT = "experiment.toml"
-ENVIRONMENT = "environment.json"
-TRACES = "traces.json"
-SUMMARY = "summary.json"
-MS_PER_S = 1000.0
-
-_log = logging.getLogger(__name__)
-Row = TypeVar("Row")
-
-
-class ResultsError(ValueError):
-    """A result folder that cannot be read; the message names file and line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkSecond:
-    """One second of one direction of a link.
-
-    Attributes:
-        arm: label of the arm; name of the group where arms share a bottleneck.
-        trace: name of the trace.
-        second: start of the second, seconds since the session began.
-        asked_bits: what the trace allowed.
-        delivered_bits: what left the link.
-        saturated: whether packets were waiting all the time, so that the two must agree.
-        backlog_packets: packets in the queue.
-        drops: packets dropped.
-        begin_s: when the counters were read.
-        end_s: when they were read next.
-        direction: ``down`` towards the clients, or ``up``.
-        losses: packets that the loss process took.
-        aqm_drops: packets that the active queue management dropped.
-        marks: packets that it marked instead.
-        duplicates: packets that came twice.
-        delay_p50_ms: one-way delay that half of the packets stayed below.
-        delay_p99_ms: likewise, 99 % of the packets.
-    """
-
-    arm: str
-    trace: str
-    second: float
-    asked_bits: float
-    delivered_bits: float
-    saturated: bool
-    backlog_packets: float | None = None
-    drops: float | None = None
-    begin_s: float | None = None
-    end_s: float | None = None
-    direction: Direction = "down"
-    losses: int = 0
-    aqm_drops: int = 0
-    marks: int = 0
-    duplicates: int = 0
-    delay_p50_ms: float | None = None
-    delay_p99_ms: float | None = None
-
-    @property
-    def span_s(self) -> tuple[float, float]:
-        """When the second really began and ended."""
-        begin_s = self.second if self.begin_s is None else self.begin_s
-        return begin_s, begin_s + self._width_s
-
-    @property
-    def asked_mbps(self) -> float:
-        """Mean rate that was asked for."""
-        return self.asked_bits / self._width_s / BITS_PER_MEGABIT
-
-    @property
-    def delivered_mbps(self) -> float:
-        """Mean rate that was delivered."""
-        return self.delivered_bits / self._width_s / BITS_PER_MEGABIT
-
-    @property
-    def _width_s(self) -> float:
-        """What the counters were really apart; a second when the row does not say."""
-        if self.begin_s is None or self.end_s is None or self.end_s <= self.begin_s:
-            return 1.0
-        return self.end_s - self.begin_s
+from testbed.viewport_results import summarize_viewport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,55 +106,44 @@ def read_results(folder: Path) -> Results:
         ResultsError: no sessions, or a malformed file; names file and line.
     """
     sessions = read_sessions(folder)
-    experiment = _read_toml(folder / EXPERIMENT)
+    experiment = read_toml(folder / EXPERIMENT)
     return Results(
         folder=folder,
         task=str(experiment.get("task", "abr")),
         driver=sessions[0].driver if sessions else str(experiment.get("driver", "")),
-        arms=_arms(experiment, sessions),
+        arms=played_arms(experiment, sessions),
         sessions=sessions,
         link_seconds=read_link_seconds(folder),
-        traces=_read_traces(folder / TRACES),
+        traces=read_traces(folder / TRACES),
         experiment=experiment,
-        environment=_read_json_object(folder / ENVIRONMENT),
+        environment=read_json_object(folder / ENVIRONMENT),
         qoe=_qoe_weights(experiment, folder),
     )
 
 
 def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
-    """The sessions, each arm, trace and client once.
-
-    Of several it is the last one that ended well, else the last one.
+    """The sessions of a folder of task ``abr``, see :func:`testbed.result_rows.read_records`.
 
     Raises:
-        ResultsError: no ``sessions.jsonl``, or a malformed line.
+        ResultsError: the folder cannot be read, or is of another task.
     """
-    path = folder / SESSIONS
-    if not path.is_file():
-        raise ResultsError(f"{path}: missing; {folder} is not a result folder")
-    chosen: dict[tuple[str, str, int], SessionRecord] = {}
-    for row in _rows(path, SessionRecord):
-        key = (row.arm, row.trace, row.client)
-        if key not in chosen or row.status == "ok" or chosen[key].status == "failed":
-            chosen[key] = row
-    return tuple(chosen.values())
+    if (task := task_of(folder)) != "abr":
+        raise ResultsError(f"{folder} holds results of task {task!r}, not of 'abr'")
+    return read_records(folder, SessionRecord)
 
 
-def read_link_seconds(folder: Path) -> dict[tuple[str, str], tuple[LinkSecond, ...]]:
-    """Seconds per group and trace, the way down first; of what was repeated only the last run.
+def task_of(folder: Path) -> str:
+    """The task of the experiment in a result folder.
 
     Raises:
-        ResultsError: a malformed line. A missing file means that no link was measured.
+        ResultsError: its experiment is malformed, or of a task without results.
     """
-    path = folder / LINK
-    found: dict[tuple[str, str], dict[Direction, list[LinkSecond]]] = {}
-    for row in _rows(path, LinkSecond) if path.is_file() else ():
-        ways = found.setdefault((row.arm, row.trace), {"down": [], "up": []})
-        seconds = ways[row.direction]
-        if seconds and row.second <= seconds[-1].second:
-            seconds.clear()  # time ran back: the session was played again
-        seconds.append(row)
-    return {key: (*ways["down"], *ways["up"]) for key, ways in found.items()}
+    task = str(read_toml(folder / EXPERIMENT).get("task", "abr"))
+    if task not in SUMMARIES:
+        raise ResultsError(
+            f"{folder / EXPERIMENT}: task {task!r} is unknown; there are {', '.join(SUMMARIES)}"
+        )
+    return task
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
@@ -232,19 +152,19 @@ def write_summary(folder: Path) -> dict[str, Any]:
     Raises:
         ResultsError: the folder cannot be read.
     """
-    summary = summarize(read_results(folder))
+    summary = SUMMARIES[task_of(folder)](folder)
     replace_file(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def _summarize_abr(folder: Path) -> dict[str, Any]:
+    return summarize(read_results(folder))
+
+
+#: Makes the content of ``summary.json`` from a result folder, by task.
+SUMMARIES: Mapping[str, Callable[[Path], dict[str, Any]]] = MappingProxyType(
+    {"abr": _summarize_abr, "viewport": summarize_viewport}
+)
 
 
 def summarize(results: Results) -> dict[str, Any]:
@@ -261,15 +181,10 @@ def summarize(results: Results) -> dict[str, Any]:
         ],
         "fairness": [dataclasses.asdict(one) for one in shares(results.sessions)],
         "link": {
-            "wire_nmae_1s": _median_and_max([link.wire_nmae_1s for link in links]),
-            "up_wire_nmae_1s": _median_and_max([link.up_wire_nmae_1s for link in links]),
+            "wire_nmae_1s": median_and_max([link.wire_nmae_1s for link in links]),
+            "up_wire_nmae_1s": median_and_max([link.up_wire_nmae_1s for link in links]),
         },
     }
-
-
-def _median_and_max(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    return {"median": percentile(known, 50), "max": max(known, default=None)}
 
 
 def scored(row: SessionRecord) -> tuple[ChunkRecord, ...]:
@@ -363,83 +278,10 @@ def _summarize_pair(
     return {"a": a, "b": b, "n": delta.n, "delta": delta.as_json()}
 
 
-def _rows(path: Path, row_type: type[Row]) -> Iterator[Row]:
-    adapter = pydantic.TypeAdapter(row_type)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                pydantic_core.from_json(line, allow_inf_nan=False)
-                yield adapter.validate_json(line, strict=True)
-            except ValueError as error:  # pydantic's ValidationError is one
-                if not line.endswith(b"\n"):
-                    _log.warning("%s:%d: left out, the line is not complete", path, number)
-                    return
-                raise ResultsError(f"{path}:{number}: {_explain(error)}") from error
-
-
-def _explain(error: ValueError) -> str:
-    if not isinstance(error, pydantic.ValidationError):
-        return f"expected a JSON object: {error}"
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "line"
-    return f"{where}: {first['msg']}"
-
-
-def _arms(experiment: Mapping[str, Any], sessions: Sequence[SessionRecord]) -> tuple[str, ...]:
-    """Arms that were played: first in the experiment's order, then any others as they occur."""
-    played = list(dict.fromkeys(row.arm for row in sessions))
-    listed = experiment.get("arms", [])
-    named = [
-        str(arm.get("name") or arm.get("controller"))
-        for arm in (listed if isinstance(listed, list) else [])
-        if isinstance(arm, dict)
-    ]
-    return tuple(dict.fromkeys([*(arm for arm in named if arm in played), *played]))
-
-
 def _qoe_weights(experiment: Mapping[str, Any], folder: Path) -> QoeWeights:
     if "qoe" not in experiment:
         return PENSIEVE_QOE
     try:
         return pydantic.TypeAdapter(QoeWeights).validate_python(experiment["qoe"])
     except pydantic.ValidationError as error:
-        raise ResultsError(f"{folder / EXPERIMENT}: qoe: {_explain(error)}") from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad UTF-8 and bad TOML are both
-        raise ResultsError(f"{path}: not valid TOML: {error}") from error
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ResultsError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ResultsError(f"{path}: expected a JSON object")
-    return document
-
-
-def _read_traces(path: Path) -> dict[str, Trace]:
-    traces: dict[str, Trace] = {}
-    for name, columns in _read_json_object(path).items():
-        try:
-            traces[name] = Trace(
-                name,
-                np.asarray(columns["times_s"], dtype=np.float64),
-                np.asarray(columns["rates_mbps"], dtype=np.float64),
-            )
-        except (KeyError, TypeError, ValueError, TraceError) as error:
-            raise ResultsError(
-                f"{path}: {name!r}: expected times_s and rates_mbps: {error}"
-            ) from error
-    return traces
+        raise ResultsError(f"{folder / EXPERIMENT}: qoe: {explain(error)}") from error

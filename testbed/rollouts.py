@@ -8,7 +8,9 @@ from collections.abc import Callable
 from player.machine import Player
 from player.qoe import session_qoe
 from player.simulated import Decide, play_simulated
-from testbed.experiment import ConfigError, Plan, Session
+from testbed.abr_experiment import abr_plan
+from testbed.experiment_base import ConfigError
+from testbed.sessions import Plan, Session
 from testbed.simulation import link_model
 
 
@@ -18,17 +20,18 @@ def rollout_score(plan: Plan) -> Callable[[Decide], float]:
     The plan's arms only serve to list its sessions. Decisions are free.
 
     Raises:
-        ConfigError: the plan is not a simulated experiment.
+        ConfigError: the plan is not a simulated experiment of task ``abr``.
     """
-    experiment = plan.experiment
+    played = abr_plan(plan, "validation experiments")
+    experiment = played.experiment
     if experiment.driver != "simulated":
         raise ConfigError("a validation experiment must have driver = 'simulated'")
     once: dict[tuple[str, int], Session] = {
-        (session.trace.name, session.start_index): session for session in plan.sessions
+        (session.trace.name, session.start_index): session for session in played.sessions
     }
 
     def play(session: Session, decide: Decide) -> float:
-        player = Player(plan.video, experiment.player_config)
+        player = Player(played.video, experiment.player_config)
         play_simulated(player, link_model(experiment, session), decide, start_s=session.start_s)
         qoe = session_qoe([chunk.qoe for chunk in player.chunks])
         assert qoe is not None  # an experiment has at least two chunks

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from player.records import SessionRecord
+from testbed.abr_experiment import AbrPlan
 from testbed.emulation import EmulatedSession, emulate
-from testbed.experiment import Plan, Session
 from testbed.links.backends import Backend
 from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary
 from testbed.sandbox import sandbox_mode
-from testbed.simulation import simulate
+from testbed.session_pool import SessionPlayer, play_sessions
+from testbed.session_records import Record
+from testbed.sessions import Plan, PlannedSession, Session, StreamPlan
+from testbed.simulation import AbrSessionPlayer
+from testbed.viewport_plans import PredictionPlan, ViewportPlan
+from testbed.viewport_prediction import PredictionPlayer
+from testbed.viewport_streaming import TiledSessionPlayer
 
-#: Emulated sessions are real time; that many at once leave the links and players undisturbed.
-EMULATED_JOBS_PER_CPU = 8
+#: Emulated sessions are real time; that many at once leave the links and players undisturbed. Tiles
+#: are many small downloads, which cost a player more.
+EMULATED_JOBS_PER_CPU: Mapping[str, int] = MappingProxyType({"abr": 8, "viewport": 4})
 #: Simulated sessions that make another process worth its start.
 SESSIONS_PER_PROCESS = 32
+#: What plays sessions that need no real time, by their plan.
+SESSION_PLAYERS: Mapping[type[Plan], Callable[[Any], SessionPlayer]] = MappingProxyType(
+    {
+        AbrPlan: AbrSessionPlayer,
+        PredictionPlan: PredictionPlayer,
+        ViewportPlan: TiledSessionPlayer,
+    }
+)
 
 
 class Progress(Protocol):
@@ -31,25 +46,28 @@ class Progress(Protocol):
     def planned(self, sessions: int, finished: int) -> None:
         """So many sessions in all, so many of them finished before."""
 
-    def session_advanced(self, session: Session, share: float) -> None:
+    def session_advanced(self, session: PlannedSession, share: float) -> None:
         """An emulated session has another chunk; ``share`` of it is done."""
 
-    def session_finished(self, record: SessionRecord) -> None:
+    def session_finished(self, record: Record) -> None:
         """A session ended, well or not."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: its folder, the summary document, and how many sessions failed."""
+    """What a run left.
+
+    Attributes:
+        folder: with everything.
+        summary: content of ``summary.json``.
+        failed: sessions that failed.
+        report: the HTML report; None for a task that has none.
+    """
 
     folder: Path
     summary: Mapping[str, Any]
     failed: int
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.folder / "report.html"
+    report: Path | None
 
 
 def run_experiment(
@@ -58,7 +76,7 @@ def run_experiment(
     """Plays every session of the plan that is not finished in ``folder`` and writes the results.
 
     Args:
-        plan: the experiment with its traces and video.
+        plan: the experiment with all that it names.
         folder: where the results go.
         jobs: players at once; None chooses.
         resume: go on with a folder that has results.
@@ -71,10 +89,11 @@ def run_experiment(
     files = ResultFiles.create(folder, plan.experiment, resume=resume)
     finished = files.finished()
     pending = [
-        session for session in plan.sessions if (session.group, session.trace.name) not in finished
+        session for session in plan.sessions if (session.group, session.unit) not in finished
     ]
     progress.planned(len(plan.sessions), len(plan.sessions) - len(pending))
-    files.write_traces(plan.traces)
+    if plan.traces:
+        files.write_traces(plan.traces)
     if pending:
         jobs = jobs or default_jobs(plan, pending)
         environment = _environment(plan, jobs)
@@ -85,17 +104,17 @@ def run_experiment(
             files.discard_if_empty()
             raise
     summary = write_summary(folder)
-    build_report([folder])
+    report = build_report([folder])
     failed = sum(int(arm["failed"]) for arm in summary["arms"])
-    return Outcome(folder, summary, failed)
+    return Outcome(folder, summary, failed, report)
 
 
-def default_jobs(plan: Plan, sessions: Sequence[Session]) -> int:
+def default_jobs(plan: Plan, sessions: Sequence[PlannedSession]) -> int:
     """Sessions at once when the user names no number."""
     cpus = os.cpu_count() or 1
-    if plan.experiment.driver == "simulated":
+    if plan.experiment.driver != "emulated":
         return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS))
-    return min(cpus * EMULATED_JOBS_PER_CPU, len(sessions))
+    return min(cpus * EMULATED_JOBS_PER_CPU[plan.experiment.task], len(sessions))
 
 
 def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
@@ -107,6 +126,8 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "load_before": os.getloadavg()[0],
     }
+    if experiment.driver == "offline":
+        return details
     if experiment.driver == "simulated":
         return details | {"link": f"model:{experiment.link.model}"}
     return details | {
@@ -118,17 +139,18 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
 
 def _play(
     plan: Plan,
-    sessions: Sequence[Session],
+    sessions: Sequence[PlannedSession],
     files: ResultFiles,
     environment: dict[str, Any],
     progress: Progress,
 ) -> None:
     jobs = environment["jobs"]
-    if plan.experiment.driver == "simulated":
-        for record in simulate(plan, sessions, jobs=jobs):
+    if plan.experiment.driver != "emulated":
+        for record in play_sessions(SESSION_PLAYERS[type(plan)], plan, sessions, jobs=jobs):
             files.add_session(record)
             progress.session_finished(record)
         return
+    assert isinstance(plan, StreamPlan)  # what is emulated streams
 
     def keep(session: EmulatedSession) -> None:
         files.add_link_seconds(session.link_seconds)
@@ -137,7 +159,7 @@ def _play(
         progress.session_finished(session.record)
 
     def tell(session: Session, index: int) -> None:
-        progress.session_advanced(session, (index + 1) / plan.video.chunks)
+        progress.session_advanced(session, (index + 1) / plan.chunks_of(session))
 
     def note(backend: Backend) -> None:
         link = {"backend": backend.name, "why": backend.why, **environment["link"]}
@@ -145,7 +167,7 @@ def _play(
 
     emulate(
         plan,
-        sessions,
+        [session for session in sessions if isinstance(session, Session)],
         jobs=jobs,
         captures=files.captures() if plan.experiment.capture.enabled else None,
         on_session=keep,

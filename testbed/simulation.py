@@ -1,12 +1,8 @@
-"""Simulated sessions of an experiment, one after another or over several processes."""
+"""Simulated sessions of an experiment: the player of task ``abr``, and what all tasks share."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 
 from controllers import registry
 from player.link_models import LinkModel, PensieveLink, TcpLink
@@ -14,46 +10,28 @@ from player.machine import Player
 from player.qoe import session_qoe
 from player.records import LinkRecord, SessionRecord
 from player.simulated import DecisionTime, play_simulated
-from testbed.experiment import ArmConfig, Experiment, Plan, Session
-from testbed.namespaces import set_parent_death_signal
+from testbed.abr_experiment import AbrPlan
+from testbed.experiment_base import Experiment
+from testbed.session_pool import ArmControllers
+from testbed.sessions import Session
 
 
-def simulate(plan: Plan, sessions: Sequence[Session], *, jobs: int) -> Iterator[SessionRecord]:
-    """Plays the sessions; yields records in the order of ``sessions``.
-
-    Raises:
-        UnknownController, InvalidOptions: before the first session.
-    """
-    player = SessionPlayer(plan)
-    player.prepare(sessions)  # whatever is wrong with an arm is found before any session
-    if jobs == 1:
-        yield from map(player.play, sessions)
-        return
-    with ProcessPoolExecutor(
-        min(jobs, len(sessions)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(plan, os.getpid()),
-    ) as pool:
-        yield from pool.map(_play_in_worker, sessions)
-
-
-class SessionPlayer:
+class AbrSessionPlayer:
     """Plays sessions of one plan; makes each arm's controller once."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: AbrPlan) -> None:
         self._plan = plan
-        self._controllers: dict[str, registry.Controller] = {}
+        self._controllers = ArmControllers(plan.experiment.task)
 
     def prepare(self, sessions: Sequence[Session]) -> None:
         """Makes the controllers of these sessions."""
         for session in sessions:
-            self._controller(session.arm)
+            self._controllers.of(session.arm)
 
     def play(self, session: Session) -> SessionRecord:
         """Plays one session. A controller that fails makes the session fail, not the run."""
         experiment, video = self._plan.experiment, self._plan.video
-        controller = self._controller(session.arm)
+        controller = self._controllers.of(session.arm)
         link = link_model(experiment, session)
         player = Player(video, experiment.player_config)
         error: str | None = None
@@ -90,12 +68,6 @@ class SessionPlayer:
             group=session.group,
         )
 
-    def _controller(self, arm: ArmConfig) -> registry.Controller:
-        if arm.label not in self._controllers:
-            task = self._plan.experiment.task
-            self._controllers[arm.label] = registry.create(task, arm.controller, arm.options)
-        return self._controllers[arm.label]
-
 
 def link_model(experiment: Experiment, session: Session) -> LinkModel:
     """The link model that the experiment names, on the session's trace."""
@@ -113,17 +85,3 @@ def decision_time(experiment: Experiment) -> DecisionTime:
         compute_s=None if wanted == "measured" else wanted,
         network_s=2 * experiment.controller_link.delay_ms / 1000,
     )
-
-
-#: The player of a pool's worker process; empty everywhere else.
-_worker: list[SessionPlayer] = []
-
-
-def _start_worker(plan: Plan, parent_pid: int) -> None:
-    set_parent_death_signal(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    _worker.append(SessionPlayer(plan))
-
-
-def _play_in_worker(session: Session) -> SessionRecord:
-    return _worker[0].play(session)

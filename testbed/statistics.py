@@ -45,30 +45,51 @@ class Estimate:
         return {"mean": self.mean, "ci95": None if self.ci95 is None else list(self.ci95)}
 
 
-def mean_ci(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED) -> Estimate:
+def mean_ci(
+    values: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Estimate:
     """Mean of independent values, one per trace, with its interval.
 
+    Args:
+        values: one per trace, or whatever else is drawn again.
+        weights: how much each counts, such as the samples that it is a mean of: the mean is that
+            of all samples, and a value that is drawn again brings its weight. Equal by default.
+        resamples: how often a sample is drawn again.
+        seed: for that.
+
     Raises:
-        ValueError: a value is not a finite number.
+        ValueError: a value is not a finite number, or a weight is not positive.
     """
     sample = np.asarray(values, dtype=np.float64)
     if not np.isfinite(sample).all():
         raise ValueError("a value is not a finite number")
+    share = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if share is not None and not (share.shape == sample.shape and (share > 0).all()):
+        raise ValueError("every value needs a positive weight")
     if len(sample) == 0:
         return Estimate(0, None, None)
-    mean = float(sample.mean())
+    mean = float(sample.mean() if share is None else (sample * share).sum() / share.sum())
     if len(sample) == 1:
         return Estimate(1, mean, None)
-    means = _resampled_means(sample, resamples, np.random.default_rng(seed))
+    means = _resampled_means(sample, share, resamples, np.random.default_rng(seed))
     tail = _expanded_tail(len(sample))
     low, high = np.quantile(means, (tail, 1 - tail))
     return Estimate(len(sample), mean, (float(low), float(high)))
 
 
 def paired_delta_ci(
-    a: Sequence[float], b: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    weights: Sequence[float] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Estimate:
-    """Mean of ``a - b`` where entry i of both belongs to the same trace.
+    """Mean of ``a - b`` where entry i of both belongs to the same trace; see :func:`mean_ci`.
 
     Raises:
         ValueError: the lengths differ, or a value is not a finite number.
@@ -76,7 +97,7 @@ def paired_delta_ci(
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, not {len(a)} and {len(b)}")
     deltas = [one - other for one, other in zip(a, b, strict=True)]
-    return mean_ci(deltas, resamples=resamples, seed=seed)
+    return mean_ci(deltas, weights=weights, resamples=resamples, seed=seed)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
@@ -110,13 +131,18 @@ def jains_index(throughputs: Sequence[float]) -> float:
     return float(shares.sum() ** 2 / (len(shares) * (shares**2).sum()))
 
 
-def _resampled_means(sample: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+def _resampled_means(
+    sample: FloatArray, weights: FloatArray | None, resamples: int, rng: np.random.Generator
+) -> FloatArray:
     rows = max(_BLOCK // len(sample), 1)
-    blocks = [
-        sample[rng.integers(len(sample), size=(min(rows, resamples - done), len(sample)))].mean(1)
-        for done in range(0, resamples, rows)
-    ]
-    return np.concatenate(blocks)
+    means = []
+    for done in range(0, resamples, rows):
+        drawn = rng.integers(len(sample), size=(min(rows, resamples - done), len(sample)))
+        if weights is None:
+            means.append(sample[drawn].mean(1))
+        else:
+            means.append((sample * weights)[drawn].sum(1) / weights[drawn].sum(1))
+    return np.concatenate(means)
 
 
 def _expanded_tail(n: int) -> float:

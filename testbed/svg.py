@@ -70,6 +70,11 @@ class Svg:
         """A dot with an optional tool tip."""
         self._add("circle", f'cx="{number(x)}" cy="{number(y)}" r="{number(radius)}"', css, title)
 
+    def ellipse(self, x: float, y: float, across: float, up: float, css: str) -> None:
+        """An ellipse; ``across`` and ``up`` are half its width and height."""
+        axes = f'rx="{number(across)}" ry="{number(up)}"'
+        self._add("ellipse", f'cx="{number(x)}" cy="{number(y)}" {axes}', css)
+
     def path(self, commands: str, css: str) -> None:
         """A path; ``commands`` in SVG's path language."""
         self._add("path", f'd="{commands}"', css)

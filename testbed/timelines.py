@@ -13,15 +13,24 @@ from player.records import ChunkRecord, SessionRecord
 from player.trace import BITS_PER_MEGABIT, FloatArray, Trace
 from testbed.link_timelines import LinkAxes, draw_link
 from testbed.link_timelines import edges_s as link_edges_s
-from testbed.results import MS_PER_S, LinkSecond
+from testbed.result_rows import MS_PER_S, LinkSecond
 from testbed.svg import Scale, Svg, fixed, path_of_steps, path_through, significant
 
 WIDTH = 980.0
-_LEFT, _RIGHT = 66.0, 12.0
-_BANDWIDTH, _LEVEL, _BUFFER, _GAP, _AXIS = 70.0, 40.0, 44.0, 8.0, 20.0
+LEFT, RIGHT = 66.0, 12.0
+BANDWIDTH, _LEVEL, _BUFFER, GAP, AXIS = 70.0, 40.0, 44.0, 8.0, 20.0
 _MOST_STEPS = 450  # steps of the bandwidth curve; more would be finer than a pixel
 #: Bandwidth axis: room above the fastest step, and its bounds in units of the top bitrate.
 _HEADROOM, _LOWEST_TOP, _HIGHEST_TOP = 1.1, 0.2, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate that was seen for a while."""
+
+    begin_s: float
+    end_s: float
+    kbps: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +90,29 @@ def session_timeline(
         trace: what the link was asked for, when ``seconds`` does not say so.
         seconds: what the link was asked for and did, for emulated sessions.
     """
-    height = _BANDWIDTH + axes.link.height + _LEVEL + _BUFFER + 2 * _GAP + _AXIS
+    height = BANDWIDTH + axes.link.height + _LEVEL + _BUFFER + 2 * GAP + AXIS
     svg = Svg(WIDTH, height, f"Time-line of {row.arm} on {row.trace}", "timeline")
-    x = Scale(0.0, axes.end_s, _LEFT, WIDTH - _RIGHT)
-    bottom = height - _AXIS
-    _time_axis(svg, x, bottom)
+    x = Scale(0.0, axes.end_s, LEFT, WIDTH - RIGHT)
+    bottom = height - AXIS
+    time_axis(svg, x, bottom)
     _stalls(svg, x, row.chunks, bottom)
-    _bandwidth(svg, x, Scale(0.0, axes.top_mbps, _BANDWIDTH, 2.0), row, trace, seconds)
+    got = [
+        Rate(chunk.requested_s, chunk.requested_s + chunk.download_s, chunk.throughput_kbps)
+        for chunk in row.chunks
+    ]
+    y = Scale(0.0, axes.top_mbps, BANDWIDTH, 2.0)
+    draw_bandwidth(svg, x, y, trace, row.start_index, seconds, got)
     draw_link(
-        *(svg, x, _BANDWIDTH, axes.link, seconds),
-        panel=lambda y, label, top: _panel(svg, y, label, 0.0, y.high, top),
+        *(svg, x, BANDWIDTH, axes.link, seconds),
+        panel=lambda y, label, top: panel(svg, y, label, 0.0, y.high, top),
     )
-    _levels(svg, x, row.chunks, axes.levels, bottom - _BUFFER - _GAP)
+    _levels(svg, x, row.chunks, axes.levels, bottom - _BUFFER - GAP)
     _buffer(svg, x, Scale(0.0, axes.buffer_s, bottom, bottom - _BUFFER), row.chunks)
     return svg.render()
 
 
-def _time_axis(svg: Svg, x: Scale, bottom: float) -> None:
+def time_axis(svg: Svg, x: Scale, bottom: float) -> None:
+    """Seconds below all panels, and lines through them."""
     for value in x.ticks(10):
         svg.line(x(value), 0, x(value), bottom, "grid")
         svg.text(x(value), bottom + 14, f"{value:g} s", "tick", "middle")
@@ -114,35 +129,46 @@ def _stalls(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], bottom: float) ->
         svg.rect(left, 0, max(right - left, 1.0), bottom, css, title)
 
 
-def _bandwidth(
+def draw_bandwidth(
     svg: Svg,
     x: Scale,
     y: Scale,
-    row: SessionRecord,
     trace: Trace | None,
+    start_index: int,
     seconds: Sequence[LinkSecond],
+    seen: Sequence[Rate],
 ) -> None:
-    _panel(svg, y, "Mbit/s", 0.0, y.high, f"{y.high:.1f}")
+    """What the link was asked for and did.
+
+    Args:
+        svg: the drawing.
+        x: of seconds.
+        y: of Mbit/s.
+        trace: what was asked for, when ``seconds`` does not say so.
+        start_index: where in the trace the session began.
+        seconds: what the link was asked for and delivered.
+        seen: what the player saw, drawn where ``seconds`` has nothing.
+    """
+    panel(svg, y, "Mbit/s", 0.0, y.high, f"{y.high:.1f}")
     edges: list[float] = []
     down = [one for one in seconds if one.direction == "down"]
     if down:
         edges = list(map(x, link_edges_s(down)))
         asked = [y(one.asked_mbps) for one in down]
     elif trace is not None:
-        edges_s, asked_mbps = _asked(trace, row.start_index, x.high)
+        edges_s, asked_mbps = _asked(trace, start_index, x.high)
         edges, asked = list(map(x, edges_s.tolist())), list(map(y, asked_mbps.tolist()))
     if edges:
         steps = path_of_steps(edges, asked)
-        svg.path(f"{steps}V{_BANDWIDTH:g}H{edges[0]:.1f}Z", "asked-area")
+        svg.path(f"{steps}V{BANDWIDTH:g}H{edges[0]:.1f}Z", "asked-area")
         svg.path(steps, "asked")
     if down:
         rates = [y(one.delivered_mbps) for one in down]
         svg.path(path_of_steps(edges, rates), "delivered")
         return
-    for chunk in row.chunks:
-        level = y(chunk.throughput_kbps / KBPS_PER_MBPS)
-        right = x(chunk.requested_s + chunk.download_s)
-        svg.line(x(chunk.requested_s), level, max(right, x(chunk.requested_s) + 1), level, "got")
+    for one in seen:
+        level, left = y(one.kbps / KBPS_PER_MBPS), x(one.begin_s)
+        svg.line(left, level, max(x(one.end_s), left + 1), level, "got")
 
 
 def _asked(trace: Trace, start_index: int, end_s: float) -> tuple[FloatArray, FloatArray]:
@@ -161,7 +187,7 @@ def _asked(trace: Trace, start_index: int, end_s: float) -> tuple[FloatArray, Fl
 
 def _levels(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], levels: int, bottom: float) -> None:
     svg.text(4, bottom - _LEVEL / 2 + 4, "level", "axis-label")
-    svg.line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "ax")
+    svg.line(LEFT, bottom, WIDTH - RIGHT, bottom, "ax")
     for chunk in chunks:
         left, right = x(chunk.requested_s), x(chunk.requested_s + chunk.download_s)
         height = _LEVEL * (chunk.level + 1) / max(levels, chunk.level + 1)
@@ -176,7 +202,7 @@ def _levels(svg: Svg, x: Scale, chunks: Sequence[ChunkRecord], levels: int, bott
 
 
 def _buffer(svg: Svg, x: Scale, y: Scale, chunks: Sequence[ChunkRecord]) -> None:
-    _panel(svg, y, "buffer", 0.0, y.high, f"{y.high:.0f} s")
+    panel(svg, y, "buffer", 0.0, y.high, f"{y.high:.0f} s")
     if not chunks:
         return
     points: list[tuple[float, float]] = []
@@ -194,10 +220,11 @@ def _buffer(svg: Svg, x: Scale, y: Scale, chunks: Sequence[ChunkRecord]) -> None
     svg.path(line, "buffer")
 
 
-def _panel(svg: Svg, y: Scale, label: str, low: float, high: float, top_label: str) -> None:
-    svg.line(_LEFT, y(low), WIDTH - _RIGHT, y(low), "ax")
+def panel(svg: Svg, y: Scale, label: str, low: float, high: float, top_label: str) -> None:
+    """The base line of a panel, its name and its upper end."""
+    svg.line(LEFT, y(low), WIDTH - RIGHT, y(low), "ax")
     svg.text(4, (y(low) + y(high)) / 2 + 4, label, "axis-label")
-    svg.text(_LEFT - 5, y(high) + 9, top_label, "tick", "end")
+    svg.text(LEFT - 5, y(high) + 9, top_label, "tick", "end")
 
 
 def _describe(chunk: ChunkRecord) -> str:

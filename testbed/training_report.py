@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-import testbed
 from testbed.plots import HEIGHT, WIDTH, Series
-from testbed.report import REPORT, TEMPLATES
-from testbed.report_views import Figure, counted
-from testbed.results import ResultsError, replace_file
+from testbed.report_elements import Figure, counted
+from testbed.report_page import REPORT, render_page
+from testbed.result_rows import ResultsError, replace_file
 from testbed.svg import MISSING, Scale, Svg, fixed, padded, path_through, tick_label
 
 CARD = "card.json"
@@ -130,17 +128,10 @@ def render_training_report(card: Mapping[str, Any]) -> str:
     if not 1 <= best <= len(epochs):
         raise ValueError(f"best_epoch {best} is not one of {len(epochs)} epochs")
     metrics = _metrics(epochs)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pool: Mapping[str, Any] = card.get("pool", {})
-    return environment.get_template("training.html.j2").render(
+    return render_page(
+        "training.html.j2",
         title=f"Training: {card['backbone']} on {card['task'].upper()}",
-        version=testbed.__version__,
         facts=_facts(card),
         headline=_headline(card, epochs, best),
         diverged=[str(one["what"]) for one in card.get("diverged", ())],

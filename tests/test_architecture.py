@@ -26,9 +26,22 @@ PURE = (
     "player/viewer.py",
     "player/prediction_errors.py",
     "player/viewport_observation.py",
+    "cluster_sim/machine.py",
+    "cluster_sim/events.py",
+    "cluster_sim/stages.py",
+    "cluster_sim/pools.py",
+    "cluster_sim/speculation.py",
+    "cluster_sim/views.py",
+    "cluster_sim/observation.py",
+    "cluster_sim/jobs.py",
 )
 IMPURE = {"asyncio", "socket", "time", "random", "datetime", "threading", "subprocess", "os"}
-MAY_IMPORT_TORCH = ("adapters/", "controllers/abr/netllm.py")
+MAY_IMPORT_TORCH = (
+    "adapters/",
+    "controllers/abr/netllm.py",
+    "controllers/viewport/gru.py",
+    "controllers/viewport/netllm.py",
+)
 HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors"}
 
 

@@ -15,6 +15,7 @@ from player.tile_allocation import (
     ThroughputMeter,
     allocate,
     expected_share,
+    predicted_at,
 )
 from player.tiles import FieldOfView, TileGrid, coverage
 from player.viewport_observation import HeadPose, Viewport
@@ -29,7 +30,8 @@ FAST = LinkEstimate(rate_kbps=1e9, latency_s=0.0, connections=4)
 def share_of(viewport: Viewport, *, assumed: Assumed = EXACT) -> np.ndarray:
     """The viewer stands still there, and so says the prediction."""
     ahead_s = np.array([1.0])
-    return expected_share(GRID, FOV, viewport.pose, [viewport] * 10, ahead_s, assumed)
+    predicted = predicted_at(viewport.pose, [viewport] * 10, ahead_s, assumed)
+    return expected_share(GRID, FOV, predicted)
 
 
 @pytest.mark.parametrize("pose", [(0, 0, 0), (20, 35, -170), (-5, -80, 93), (3, 88, 179)])
@@ -60,14 +62,17 @@ def test_assumed_spreads_grow_with_time_and_only_where_none_is_named() -> None:
     np.testing.assert_allclose(share_of(pose, assumed=assumed), share_of(named), atol=1e-12)
     certain = Viewport(0.0, 0.0, 0.0, pitch_spread_deg=0.0, yaw_spread_deg=0.0)
     np.testing.assert_allclose(share_of(certain, assumed=assumed), share_of(pose), atol=1e-12)
-    later = expected_share(GRID, FOV, pose.pose, [pose] * 20, np.array([4.0]), assumed)
+    later = expected_share(
+        GRID, FOV, predicted_at(pose.pose, [pose] * 20, np.array([4.0]), assumed)
+    )
     wide = Viewport(0.0, 0.0, 0.0, pitch_spread_deg=6.0, yaw_spread_deg=24.0)
     np.testing.assert_allclose(later, share_of(wide), atol=1e-12)
 
 
 def test_between_predictions_the_head_turns_the_shorter_way() -> None:
     now = HeadPose(0.0, 0.0, 178.0)
-    share = expected_share(GRID, FOV, now, [Viewport(0.0, 0.0, -178.0)], np.array([0.1]), EXACT)
+    predicted = predicted_at(now, [Viewport(0.0, 0.0, -178.0)], np.array([0.1]), EXACT)
+    share = expected_share(GRID, FOV, predicted)
     np.testing.assert_allclose(share, coverage(GRID, FOV, [(0.0, 0.0, 180.0)])[0], atol=1e-12)
 
 

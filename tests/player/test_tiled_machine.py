@@ -311,7 +311,7 @@ def test_a_late_answer_is_of_no_use_to_its_chunk() -> None:
 
 
 def test_an_account_keeps_the_better_of_two_tiles() -> None:
-    account = ChunkAccount(0, (100.0, 400.0), np.array([[1.0, 0.0]]), 0.0)
+    account = ChunkAccount(0, (100.0, 400.0), np.zeros((1, 3)), np.array([[1.0, 0.0]]), 0.0)
     account.take_in(0, 0, 10)
     account.show(0, 0.5)
     account.take_in(0, 1, 30)

@@ -21,10 +21,11 @@ from adapters.training import TrainingConfig, train_abr
 from player.records import SessionRecord
 from testbed import cli_pools
 from testbed.collecting import collect_pool, draw_starts, import_pool
-from testbed.experiment import ConfigError, Plan, plan_experiment, read_experiment
+from testbed.experiment import ConfigError, plan_experiment, read_experiment
 from testbed.labelling import Labels
 from testbed.results import ResultsError
 from testbed.sandbox import sandbox_mode
+from testbed.sessions import Plan
 
 EXPERIMENT = """
 task = "abr"

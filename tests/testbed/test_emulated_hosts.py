@@ -7,8 +7,8 @@ import pytest
 
 from player.trace import Trace
 from testbed.emulated_hosts import capture_path
-from testbed.experiment import Session
 from testbed.experiment_sections import ArmConfig
+from testbed.sessions import Session
 
 NAMES = ("bba", "../../etc", "a/b\0c", "x" * 500, "naïve 100 %", "..")
 

@@ -9,20 +9,23 @@ import pytest
 
 from player.trace import Trace
 from player.video import generate_video
+from testbed.abr_experiment import AbrPlan, abr_experiment
 from testbed.emulated_session import _shortest_s, death_notices, link_spec, session_network
 from testbed.emulation import decode_plan, encode_plan
-from testbed.experiment import ConfigError, Plan, Session, list_sessions, parse_experiment
+from testbed.experiment import ConfigError, parse_experiment
 from testbed.links.spec import GilbertElliott, LinkChange, constant_trace
+from testbed.sessions import Session, list_sessions
 
 ARMS = [{"controller": "bba"}, {"controller": "rate"}]
 DOWN = Trace("t", np.array([0.0, 5.0, 10.0]), np.array([2.0, 2.0, 4.0]))
 UP = Trace("t", np.array([0.0, 20.0]), np.array([1.0, 1.0]))
 
 
-def plan_of(up_trace: Trace | None = None, **keys: Any) -> Plan:
-    experiment = parse_experiment({"task": "abr", "arms": ARMS} | keys, where="test")
+def plan_of(up_trace: Trace | None = None, **keys: Any) -> AbrPlan:
+    document = {"task": "abr", "arms": ARMS} | keys
+    experiment = abr_experiment(parse_experiment(document, where="test"), "plans")
     video = generate_video("v", chunks=4, rng=np.random.default_rng(1))
-    return Plan(experiment, video, list_sessions(experiment, [(DOWN, 2, up_trace)]))
+    return AbrPlan(experiment, list_sessions(experiment, [(DOWN, 2, up_trace)]), video)
 
 
 def test_all_keys_of_a_direction_arrive_in_the_link() -> None:

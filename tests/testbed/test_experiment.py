@@ -15,11 +15,11 @@ from testbed.experiment import (
     ConfigError,
     Experiment,
     dump_experiment,
-    group_sessions,
     parse_experiment,
     plan_experiment,
     read_experiment,
 )
+from testbed.sessions import group_sessions
 from testbed.traces import TraceFormatError
 
 MINIMAL = """
@@ -103,8 +103,8 @@ def test_bad_overrides_are_named(tmp_path: Path, override: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('task = "abr"', 'task = "chess"', "task"),
-        ('task = "abr"', 'task = "viewport"', "cannot be run yet"),
+        ('task = "abr"', 'task = "chess"', "task: 'chess' .* there are abr, viewport"),
+        ('task = "abr"', "task = 3", "task: 3 .* there are abr, viewport"),
         ('task = "abr"', "", "'task' is missing"),
         ('task = "abr"', 'task = "abr"\ndelay = 3', r"unknown key 'delay'; there are task"),
         ("[[arms]]", "[link]\ndelay = 3\n[[arms]]", r"unknown key 'link.delay'; .*delay_ms"),

@@ -29,7 +29,8 @@ from testbed.plots import (
     scatter,
     strips,
 )
-from testbed.report import build_report, render_report, run_labels
+from testbed.report import build_report, render_report
+from testbed.report_page import run_labels
 from testbed.results import LinkSecond, ResultsError, read_results
 from testbed.svg import fixed, log_ticks, round_ticks, significant, tick_label
 from testbed.timelines import session_timeline, shared_axes
