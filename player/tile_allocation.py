@@ -261,6 +261,7 @@ def allocate(
     budget_s: float,
     link: LinkEstimate | None,
     is_whole_base: bool = False,
+    is_base_kept: bool = False,
 ) -> tuple[int, ...]:
     """The level that each tile should have.
 
@@ -275,6 +276,7 @@ def allocate(
         budget_s: seconds of download time.
         link: what tiles cost; None: not known yet, nothing above level 0.
         is_whole_base: whether all tiles get level 0, not only those that may be seen.
+        is_base_kept: whether level 0 is fetched even of tiles that get a better level.
 
     Returns:
         Levels, never below ``have``; ``MISSING``: not to be fetched.
@@ -301,7 +303,8 @@ def allocate(
     def push_best_step(tile: int) -> None:
         level, cost = chosen[tile], costs[tile]
         is_there = level == have[tile]
-        paid_s = 0.0 if is_there else cost[level]
+        is_paid_for = is_there or (is_base_kept and level == 0)
+        paid_s = 0.0 if is_paid_for else cost[level]
         least_gain = MIN_GAIN_OF_REPLACEMENT if is_there else 0.0
         best: tuple[float, int, int, float] | None = None
         for higher in range(level + 1, len(cost)):

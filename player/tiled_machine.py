@@ -342,6 +342,7 @@ class TiledPlayer:
             budget_s=budget_s,
             link=link,
             is_whole_base=self._config.base == "all",
+            is_base_kept=self._config.base_first,
         )
         wanted = [
             _Wanted(account.index, tile, level)
@@ -349,6 +350,10 @@ class TiledPlayer:
             if level > pending
         ]
         wanted.sort(key=lambda one: -shares[one.tile])
+        if self._config.base_first:
+            missing = [one.tile for one in wanted if account.pending[one.tile] == MISSING]
+            base = [_Wanted(account.index, tile, 0) for tile in missing]
+            wanted = base + [one for one in wanted if one.level > 0]
         others = [one for one in self._queue if one.chunk != account.index]
         self._queue = sorted(others + wanted, key=lambda one: one.chunk)
 
