@@ -47,6 +47,10 @@ def train_viewport(
             "0: learn from all, keep the last."
         ),
     ] = None,
+    strangers: Annotated[
+        float | None,
+        typer.Option(help="Share of the windows whose earlier viewers are turned away."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Batches per epoch.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Windows per step.")] = None,
@@ -86,6 +90,7 @@ def train_viewport(
             seed=seed,
             **_given(
                 hold_out=hold_out,
+                strangers=strangers,
                 epochs=epochs,
                 steps=steps,
                 batch_size=batch_size,

@@ -18,7 +18,12 @@ from adapters.viewport_checkpoints import load_viewport
 from adapters.viewport_features import COMPARED, HISTORY, HORIZON, inputs_of
 from adapters.viewport_model import ViewportModelConfig
 from adapters.viewport_policy import ViewportPolicy
-from adapters.viewport_training import ViewportLearner, ViewportTraining, train_viewport
+from adapters.viewport_training import (
+    ViewportLearner,
+    ViewportTraining,
+    _with_strangers,
+    train_viewport,
+)
 from adapters.viewport_windows import RecordingTable, split_recordings
 from player.angles import wrap_deg
 from player.head_motion import HeadMotion, HeadMotionError
@@ -118,6 +123,18 @@ def test_batches_differ_in_who_is_told(recordings: list[HeadMotion]) -> None:
     assert told == {0, 1, 2}
     again = one.batch(np.random.default_rng(4)), one.batch(np.random.default_rng(4))
     assert torch.equal(again[0].moved_deg, again[1].moved_deg)
+
+
+def test_strangers_are_turned_away_together(recordings: list[HeadMotion]) -> None:
+    table = RecordingTable(recordings)
+    inputs, _ = table.gather(table.published_windows(range(12)), 3)
+    turned = _with_strangers(inputs, 0.5, np.random.default_rng(0))
+    apart = wrap_deg((turned.others - inputs.others).double().numpy())  # (B, U, 24, 3)
+    np.testing.assert_allclose(wrap_deg(apart - apart[:, :1, :1]), 0, atol=1e-3)
+    share = (np.abs(apart[:, 0, 0, 2]) > 1e-3).mean()
+    assert 0.3 < share < 0.7
+    assert np.abs(apart[..., 2]).max() > 90
+    assert torch.equal(turned.turns, inputs.turns)
 
 
 def test_learning_beats_no_motion(recordings: list[HeadMotion]) -> None:
