@@ -14,6 +14,8 @@ import tomli_w
 from testbed.abr_experiment import AbrExperiment, plan_abr
 from testbed.experiment_base import ConfigError, Experiment
 from testbed.experiment_checks import keys_beside
+from testbed.scheduling_experiment import SchedulingExperiment
+from testbed.scheduling_plans import plan_scheduling
 from testbed.sessions import Plan
 from testbed.viewport_experiment import ViewportExperiment
 from testbed.viewport_plans import plan_viewport
@@ -31,16 +33,18 @@ __all__ = [
 MAX_EXPERIMENT_BYTES = 2**20
 #: What the keys of an experiment mean, by its task.
 EXPERIMENTS: Mapping[str, type[Experiment]] = MappingProxyType(
-    {"abr": AbrExperiment, "viewport": ViewportExperiment}
+    {"abr": AbrExperiment, "viewport": ViewportExperiment, "scheduling": SchedulingExperiment}
 )
 #: Loads what an experiment names, by its task.
 PLANNERS: Mapping[str, Callable[[Any, Path | None, Path], Plan]] = MappingProxyType(
-    {"abr": plan_abr, "viewport": plan_viewport}
+    {"abr": plan_abr, "viewport": plan_viewport, "scheduling": plan_scheduling}
 )
 #: How an experiment is written down, whatever its task.
 _KEY_ORDER = (
     *("task", "arms", "driver", "seed"),
     *("viewports", "videos", "users", "recordings", "traces", "limit", "starts", "chunks"),
+    *("jobs", "num_jobs", "executors", "arrivals", "arrival_mean_s", "seeds", "episode"),
+    *("time_scale", "record_tasks", "bursts", "cluster", "scheduler"),
     *("predict", "tiles", "video", "link", "controller_link", "player", "network", "hosts"),
     *("capture", "background", "simulation", "qoe"),
 )
@@ -89,10 +93,14 @@ def parse_experiment(document: Mapping[str, Any], *, where: str) -> Experiment:
         raise ConfigError(
             f"{where}: task: {task!r} cannot be run; there are {', '.join(EXPERIMENTS)}"
         )
+    kind = EXPERIMENTS[task]
+    for key in kind.foreign_keys:
+        if key in document:
+            raise ConfigError(_unknown_key(where, kind, (key,)))
     try:
         experiment = _ADAPTERS[task].validate_python(document)
     except pydantic.ValidationError as error:
-        lines = [_explain(where, EXPERIMENTS[task], item) for item in error.errors()]
+        lines = [_explain(where, kind, item) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from error
     try:
         experiment.check()
@@ -105,7 +113,8 @@ def experiment_document(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON and TOML values; :func:`parse_experiment` reads it back."""
     dumped = _ADAPTERS[experiment.task].dump_python(experiment, mode="json")
     document: dict[str, Any] = _without_none(dumped)
-    return {key: document[key] for key in sorted(document, key=_KEY_ORDER.index)}
+    own = document.keys() - set(experiment.foreign_keys)
+    return {key: document[key] for key in sorted(own, key=_KEY_ORDER.index)}
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -163,12 +172,17 @@ def _explain(where: str, kind: type[Experiment], item: Any) -> str:
     """One line for one pydantic error: where, key, what is wrong, what there is instead."""
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = keys_beside(kind, item["loc"])
-        return f"{where}: unknown key {location!r}; there are {', '.join(known)}"
+        return _unknown_key(where, kind, item["loc"])
     if item["type"] in ("missing", "missing_argument"):
         return f"{where}: key {location!r} is missing"
     problem = item["msg"].removeprefix("Value error, ")
     return f"{where}: {location}: {problem} (found {item['input']!r})"
+
+
+def _unknown_key(where: str, kind: type[Experiment], location: Sequence[int | str]) -> str:
+    known = [key for key in keys_beside(kind, location) if key not in kind.foreign_keys]
+    told = ".".join(map(str, location))
+    return f"{where}: unknown key {told!r}; there are {', '.join(known)}"
 
 
 def _without_none(value: Any) -> Any:

@@ -40,9 +40,16 @@ class Experiment(abc.ABC):
         traces: bandwidth of the link.
         limit: only the first traces.
         starts: points of the traces at which sessions begin.
+
+    Class attributes that a subclass may set:
+
+    - ``decision_table``: key of the table that ``decision_settings`` is;
+    - ``foreign_keys``: keys of this class that mean nothing for the task: refused, not written.
     """
 
     __pydantic_config__: ClassVar = FORBID_UNKNOWN
+    decision_table: ClassVar[str] = "player"
+    foreign_keys: ClassVar[tuple[str, ...]] = ()
     task: str
     arms: tuple[ArmConfig, ...]
     driver: str = "emulated"

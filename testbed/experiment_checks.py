@@ -35,7 +35,7 @@ def check_shared_keys(experiment: Experiment) -> None:
     """
     _check_arms(experiment)
     _check_link(experiment.link)
-    _check_decisions(experiment.task, experiment.decision_settings)
+    _check_decisions(experiment.task, experiment.decision_table, experiment.decision_settings)
     _check_network(experiment)
     require(experiment.seed >= 0, "seed: must not be negative")
     require(experiment.limit is None or experiment.limit >= 1, "limit: must be at least 1")
@@ -138,10 +138,10 @@ def _with_key(key: str, make: Callable[[], DirectionSpec]) -> DirectionSpec:
         raise ValueError(f"{key}.{error}") from error
 
 
-def _check_decisions(task: str, settings: DecisionSettings) -> None:
+def _check_decisions(task: str, table: str, settings: DecisionSettings) -> None:
     require(
         0 < settings.decision_timeout_s <= MAX_DECISION_TIMEOUT_S,
-        f"player.decision_timeout_s: must be above 0 and at most {MAX_DECISION_TIMEOUT_S:.0f}",
+        f"{table}.decision_timeout_s: must be above 0 and at most {MAX_DECISION_TIMEOUT_S:.0f}",
     )
     if settings.fallback is None:
         return
@@ -150,7 +150,7 @@ def _check_decisions(task: str, settings: DecisionSettings) -> None:
         require(not needs_future, f"{settings.fallback!r} knows the future")
         registry.create(task, settings.fallback)
     except (LookupError, ValueError) as error:
-        raise ValueError(f"player.fallback: {error}") from error
+        raise ValueError(f"{table}.fallback: {error}") from error
 
 
 def _check_network(experiment: Experiment) -> None:

@@ -29,6 +29,7 @@ from testbed.results import (
     stall_s,
     task_of,
 )
+from testbed.scheduling_report import render_scheduling_report
 from testbed.statistics import mean
 from testbed.svg import fixed
 from testbed.timelines import session_timeline, shared_axes
@@ -92,7 +93,11 @@ def _render_abr(folders: Sequence[Path]) -> str:
 
 #: Makes the report over result folders of one task.
 REPORTS: Mapping[str, Callable[[Sequence[Path]], str]] = MappingProxyType(
-    {"abr": _render_abr, "viewport": render_viewport_report}
+    {
+        "abr": _render_abr,
+        "viewport": render_viewport_report,
+        "scheduling": render_scheduling_report,
+    }
 )
 
 

@@ -39,6 +39,7 @@ from testbed.result_rows import (
     read_traces,
     replace_file,
 )
+from testbed.scheduling_results import summarize_scheduling
 from testbed.statistics import mean, mean_ci, paired_delta_ci, percentile
 from testbed.viewport_results import summarize_viewport
 
@@ -163,7 +164,11 @@ def _summarize_abr(folder: Path) -> dict[str, Any]:
 
 #: Makes the content of ``summary.json`` from a result folder, by task.
 SUMMARIES: Mapping[str, Callable[[Path], dict[str, Any]]] = MappingProxyType(
-    {"abr": _summarize_abr, "viewport": summarize_viewport}
+    {
+        "abr": _summarize_abr,
+        "viewport": summarize_viewport,
+        "scheduling": summarize_scheduling,
+    }
 )
 
 

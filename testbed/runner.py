@@ -17,6 +17,9 @@ from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary
 from testbed.sandbox import sandbox_mode
+from testbed.scheduling_experiment import SchedulingExperiment
+from testbed.scheduling_plans import SchedulingPlan
+from testbed.scheduling_simulation import SchedulingPlayer
 from testbed.session_pool import SessionPlayer, play_sessions
 from testbed.session_records import Record
 from testbed.sessions import Plan, PlannedSession, Session, StreamPlan
@@ -29,13 +32,16 @@ from testbed.viewport_streaming import TiledSessionPlayer
 #: are many small downloads, which cost a player more.
 EMULATED_JOBS_PER_CPU: Mapping[str, int] = MappingProxyType({"abr": 8, "viewport": 4})
 #: Simulated sessions that make another process worth its start.
-SESSIONS_PER_PROCESS = 32
+SESSIONS_PER_PROCESS: Mapping[str, int] = MappingProxyType(
+    {"abr": 32, "viewport": 32, "scheduling": 2}
+)
 #: What plays sessions that need no real time, by their plan.
 SESSION_PLAYERS: Mapping[type[Plan], Callable[[Any], SessionPlayer]] = MappingProxyType(
     {
         AbrPlan: AbrSessionPlayer,
         PredictionPlan: PredictionPlayer,
         ViewportPlan: TiledSessionPlayer,
+        SchedulingPlan: SchedulingPlayer,
     }
 )
 
@@ -113,7 +119,7 @@ def default_jobs(plan: Plan, sessions: Sequence[PlannedSession]) -> int:
     """Sessions at once when the user names no number."""
     cpus = os.cpu_count() or 1
     if plan.experiment.driver != "emulated":
-        return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS))
+        return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS[plan.experiment.task]))
     return min(cpus * EMULATED_JOBS_PER_CPU[plan.experiment.task], len(sessions))
 
 
@@ -126,7 +132,7 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "load_before": os.getloadavg()[0],
     }
-    if experiment.driver == "offline":
+    if experiment.driver == "offline" or isinstance(experiment, SchedulingExperiment):
         return details
     if experiment.driver == "simulated":
         return details | {"link": f"model:{experiment.link.model}"}

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from player.records import SessionRecord
 from player.viewport_records import PredictionRecord, ViewportSessionRecord
+from testbed.scheduling_records import SchedulingSessionRecord
 
-Record = SessionRecord | ViewportSessionRecord | PredictionRecord
+Record = SessionRecord | ViewportSessionRecord | PredictionRecord | SchedulingSessionRecord
 
 
 class Place(NamedTuple):
@@ -16,7 +17,8 @@ class Place(NamedTuple):
 
     Attributes:
         group: name of those that shared what they were played on.
-        unit: what they were played on, equal for all arms: a trace, a recording, or both.
+        unit: what they were played on, equal for all arms: a trace, a recording, both, or the
+            jobs of a seed.
         client: which of them it is, from 0.
     """
 
@@ -33,12 +35,18 @@ def record_type(task: str, driver: str) -> type[Record]:
     """
     if task == "viewport":
         return PredictionRecord if driver == "offline" else ViewportSessionRecord
-    return {"abr": SessionRecord}[task]
+    kinds: dict[str, type[Record]] = {"abr": SessionRecord, "scheduling": SchedulingSessionRecord}
+    return kinds[task]
 
 
 def viewport_unit(recording: str, trace: str) -> str:
     """What a recording replayed over a trace is called."""
     return f"{recording} on {trace}"
+
+
+def scheduling_unit(seed: int) -> str:
+    """What the jobs of a seed are called."""
+    return f"seed {seed}"
 
 
 def place_of(record: Record) -> Place:
@@ -49,6 +57,8 @@ def place_of(record: Record) -> Place:
         case ViewportSessionRecord():
             unit = viewport_unit(record.recording, record.trace)
             return Place(record.group or record.arm, unit, record.client)
+        case SchedulingSessionRecord():
+            return Place(record.arm, scheduling_unit(record.seed), 0)
         case SessionRecord():
             return Place(*record.bottleneck, record.client)
 
@@ -60,7 +70,9 @@ def place_of_row(row: Mapping[str, Any]) -> Place:
         LookupError: it does not say.
     """
     recording, trace = row.get("recording"), row.get("trace")
-    if recording is None:
+    if "makespan_s" in row:
+        unit = scheduling_unit(row["seed"])
+    elif recording is None:
         unit = row["trace"]
     else:
         unit = recording if trace is None else viewport_unit(recording, trace)

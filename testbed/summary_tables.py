@@ -36,6 +36,8 @@ def summary_table(summary: Mapping[str, Any]) -> SummaryTable:
     """The table for a summary."""
     if summary["task"] == "abr":
         return _ABR
+    if summary["task"] == "scheduling":
+        return _JOBS
     return _PREDICTIONS if summary["driver"] == "offline" else _VIEWERS
 
 
@@ -76,6 +78,12 @@ def _decision(arm: Arm) -> str:
     return f"{number(took['p50'], '{:.1f}')}/{number(took['p99'], '{:.1f}')} ms"
 
 
+def _quick_decision(arm: Arm) -> str:
+    """Of rules that take microseconds."""
+    took = arm["decision_ms"]
+    return f"{number(took['p50'], '{:.2f}')}/{number(took['p99'], '{:.2f}')} ms"
+
+
 def _wasted(arm: Arm) -> str:
     """Share of the bytes that nobody looked at."""
     used, wasted = arm["bytes_used"], arm["bytes_wasted"]
@@ -88,6 +96,11 @@ def _signed(estimate: Mapping[str, Any], pattern: str = "{:+.3f}") -> str:
 
 def _of_traces(pair: Mapping[str, Any]) -> str:
     return f"{_signed(pair['delta'])} over {pair['n']} traces"
+
+
+def _of_seeds(pair: Mapping[str, Any]) -> str:
+    relative = _signed(pair["relative"], "{:+.1%}")
+    return f"{_signed(pair['delta'], '{:+.2f}')} s, {relative} over {pair['n']} seeds"
 
 
 def _of_recordings(pair: Mapping[str, Any]) -> str:
@@ -127,6 +140,18 @@ _PREDICTIONS = SummaryTable(
     ),
     _rank("mae_deg", 1.0),
     _of_recordings,
+)
+_JOBS = SummaryTable(
+    (
+        Column("JCT s", _mean("jct_s", "{:.1f}")),
+        Column("95 % interval", _interval("jct_s", "{:.1f}")),
+        Column("p95 s", lambda arm: number(arm["jct_s"]["p95"], "{:.0f}")),
+        Column("last s", _mean("makespan_s", "{:.0f}")),
+        Column("used", _plain("utilisation", "{:.0%}")),
+        Column("decision", _quick_decision),
+    ),
+    _rank("jct_s", 1.0),
+    _of_seeds,
 )
 _VIEWERS = SummaryTable(
     (

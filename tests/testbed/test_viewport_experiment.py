@@ -90,7 +90,7 @@ fallback = "static"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"viewport"', '"scheduling"', "task: 'scheduling' .* there are abr, viewport"),
+        ('"viewport"', '"walking"', "task: 'walking' .* there are abr, viewport, scheduling"),
         ('"offline"', '"imagined"', "driver.*'offline', 'simulated' or 'emulated'"),
         ("[[arms]]", "[video]\n[[arms]]", "unknown key 'video'; there are .*viewports.*tiles"),
         ("[[arms]]", "[tiles]\nrow = 3\n[[arms]]", "'tiles.row'; there are rows"),

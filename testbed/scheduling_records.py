@@ -1,0 +1,143 @@
+"""What is written down about a scheduling session: the rows of its ``sessions.jsonl``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from player.records import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure of many jobs.
+
+    Attributes:
+        mean: over the jobs.
+        p50: half of them stay at or below.
+        p95: likewise, 95 %.
+        p99: likewise, 99 %.
+    """
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedJob:
+    """A finished job; times are seconds since the session began.
+
+    Attributes:
+        id: its number.
+        arrived_s: when it arrived.
+        finished_s: when its last task was finished.
+        jct_s: what lies between.
+        name: of its graph.
+        stages: how many it has.
+        tasks: of all stages.
+        work_s: rough executor time that it takes.
+        queueing_s: until its first task began; None: not recorded.
+    """
+
+    id: int
+    arrived_s: float
+    finished_s: float
+    jct_s: float
+    name: str = ""
+    stages: int = 0
+    tasks: int = 0
+    work_s: float = 0.0
+    queueing_s: float | None = None
+
+
+class Stint(NamedTuple):
+    """An executor at work for one job without a break; in JSON an array."""
+
+    executor: int
+    job: int
+    from_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRun:
+    """How a stage was run.
+
+    Attributes:
+        stage: its index.
+        parents: indices of the stages that it reads.
+        tasks: how many.
+        busy_s: executor time that they took, attempts in vain included.
+        began_s: when its first task began.
+        finished_s: when its last one was finished.
+    """
+
+    stage: int
+    parents: tuple[int, ...]
+    tasks: int
+    busy_s: float
+    began_s: float
+    finished_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """Who ran what when.
+
+    Attributes:
+        stints: of all executors, by when they began.
+        stages: of the job that took longest, by index.
+        longest_job: its number.
+    """
+
+    stints: tuple[Stint, ...]
+    stages: tuple[StageRun, ...]
+    longest_job: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulingSessionRecord:
+    """One session: one arm on the jobs of one seed.
+
+    Attributes:
+        arm: label of the arm.
+        controller: its controller.
+        seed: of jobs, arrivals and durations.
+        driver: ``simulated``.
+        status: ``ok`` or ``failed``.
+        error: why it failed.
+        jct_s: job completion time; None for a session that failed, like the following ones.
+        makespan_s: when the last job was finished.
+        decisions: how many were asked for, those of a failed session until then.
+        events: what happened in the cluster, decisions left aside.
+        wall_s: real time that the session took.
+        executors: of the cluster.
+        fallbacks: decisions of the fallback.
+        utilisation: share of the executors' time until the last job was finished that they ran
+            tasks in; None: not recorded.
+        queueing_s: from arrival to the first task; None: not recorded.
+        jobs: by number.
+        decisions_ms: each decision, milliseconds.
+        tasks: who ran what when; None: not recorded.
+    """
+
+    arm: str
+    controller: str
+    seed: int
+    driver: str
+    status: Status
+    error: str | None
+    jct_s: Spread | None
+    makespan_s: float | None
+    decisions: int
+    events: int
+    wall_s: float
+    executors: int
+    fallbacks: int
+    utilisation: float | None
+    queueing_s: Spread | None
+    jobs: tuple[FinishedJob, ...]
+    decisions_ms: tuple[float, ...] = ()
+    tasks: TaskRecord | None = None
