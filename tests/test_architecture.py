@@ -34,6 +34,9 @@ PURE = (
     "cluster_sim/views.py",
     "cluster_sim/observation.py",
     "cluster_sim/jobs.py",
+    "cluster_sim/fabric.py",
+    "cluster_sim/map_outputs.py",
+    "cluster_sim/task_records.py",
 )
 IMPURE = {"asyncio", "socket", "time", "random", "datetime", "threading", "subprocess", "os"}
 MAY_IMPORT_TORCH = (

@@ -1,0 +1,476 @@
+"""The network of a live cluster, built with Mininet inside a private network namespace.
+
+::
+
+             spine0           spine1                  a star is one leaf without spines
+              ║  ╚═══════╗ ╔═════╝ ║
+              ║  ╔═══════╚═╝═════╗ ║
+             leaf0             leaf1
+            ║     ║              ║     ║
+          host0  host1         host2  host3           ═ ║ shaped, both ways
+            │      │             │      │
+            └──────┴──── c1 ─────┴──────┴── master    apart: orders never queue behind bytes
+
+Leaves and spines route: there are loops, which bridges may not have, and what goes to a host takes
+the spine that :class:`cluster_sim.fabric.Fabric` says. Hosts see one network; their leaf answers
+for the others (proxy ARP). With the kernel's back-end each output is an HTB class of constant rate;
+with the user-space link each link is a pair of TAP interfaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mininet.net import Mininet
+from mininet.nodelib import LinuxBridge
+
+from cluster_sim.agent import Work, agent_process
+from cluster_sim.durations import DurationModel
+from cluster_sim.fabric import BYTES_PER_MS_PER_MBPS, Fabric
+from cluster_sim.jobs import Job
+from cluster_sim.live import AskController, LiveConfig, LiveRun, run_live
+from cluster_sim.simulated import Watch
+from testbed.host_tcp import PREFIX, HostTcp
+from testbed.links.backends import Backend, LinkUnsupported, choose_backend
+from testbed.links.engine import EngineHandle, engine_process
+from testbed.links.htb import (
+    HtbClass,
+    ReceiveCounter,
+    ShapingError,
+    clip_rate,
+    disable_offloads,
+    run_tool,
+)
+from testbed.links.mininet_link import TapLink
+from testbed.links.netem import at_port
+from testbed.links.process import Port
+from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec, constant_trace
+from testbed.links.userspace import UserspaceLink
+from testbed.namespaces import Child, fork_into, in_network_of, socket_in
+from testbed.topology import NetworkHost, TopologyError, silence_mininet
+
+MAX_HOSTS = 250
+CONTROL_SWITCH = "c1"
+HOST_NETWORK = "10.1.0"
+CONTROL_NETWORK = "10.2.0"
+MASTER_ADDRESS = f"{CONTROL_NETWORK}.254"
+LEAF_NETWORK = "10.3.0"
+SPINE_NETWORK = "10.4.0"
+WHOLE = 32  # prefix of a single address
+CONNECT_TIMEOUT_S = 10.0
+LINK_CHECK_S = 0.5
+MS_PER_S = 1000.0
+
+
+class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
+    """Mininet without its checks and limits: root is given, and the machine is not ours."""
+
+    inited = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Cable:
+    """A link that is to be shaped: its ends, both nodes of Mininet, and its rate."""
+
+    near: str
+    far: str
+    rate_mbps: float
+    link: Any
+
+
+class FabricNetwork:
+    """Hosts, fabric and master in this network namespace.
+
+    Call :func:`testbed.namespaces.unshare_network` first; there is one network per namespace.
+
+    Attributes:
+        hosts: by number; ``interfaces`` begins with that to the fabric.
+        master: where the scheduler is; its address is on the control network.
+        backend: what shapes the links.
+    """
+
+    hosts: tuple[NetworkHost, ...]
+    master: NetworkHost
+    backend: str
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        *,
+        backend: str = "auto",
+        delay_ms: float = 0.0,
+        queue: QueueSpec | None = None,
+        tcp: HostTcp | None = None,
+        engine: EngineHandle | None = None,
+    ) -> None:
+        """Notes what is asked; nothing is built before the context is entered.
+
+        Args:
+            fabric: the links, as fast as they are to be in real time.
+            backend: ``auto``, ``kernel`` or ``userspace``.
+            delay_ms: one-way delay of each link; needs the user-space link.
+            queue: before each output.
+            tcp: of the hosts.
+            engine: carries the packets of user-space links; None: one of its own.
+        """
+        self._fabric = fabric
+        self._backend = backend
+        self._delay_ms = delay_ms
+        self._queue = queue or QueueSpec()
+        self._tcp = tcp or HostTcp()
+        self._engine = engine
+        self._cleanup = contextlib.ExitStack()
+        self._running: list[UserspaceLink] = []
+        self._classes: list[HtbClass] = []
+
+    def check(self) -> Backend:
+        """Checks that this machine can make such links; needs a sandbox, but builds nothing.
+
+        Raises:
+            LinkUnsupported: it cannot.
+            TopologyError: there are too many hosts.
+            CongestionUnsupported, TcpSettingUnsupported: the kernel does not have what is asked.
+        """
+        if self._fabric.hosts > MAX_HOSTS:
+            raise TopologyError(f"{self._fabric.hosts} hosts; {MAX_HOSTS} are the most")
+        self._tcp.check("executors")
+        if self._delay_ms and self._backend == "kernel":
+            raise LinkUnsupported("delay_ms of a fabric needs the link back-end userspace")
+        asked = "userspace" if self._delay_ms else self._backend
+        return choose_backend(self._spec(self._fabric.host_mbps).replace(backend=asked))
+
+    def __enter__(self) -> FabricNetwork:
+        """Builds the network and tries it out.
+
+        The thread that does this must live as long as the network: its processes end with it.
+
+        Raises:
+            LinkUnsupported, TopologyError, ShapingError: see :meth:`check`, or it does not work.
+        """
+        self.backend = self.check().name
+        try:
+            self._build()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._cleanup.close()
+
+    def check_alive(self) -> None:
+        """Looks after the links; to be called about twice a second.
+
+        Raises:
+            ShapingError: what makes them died or stands still.
+        """
+        for link in self._running:
+            link.check_alive()
+
+    def received_bytes(self) -> tuple[int, ...]:
+        """Bytes that the interface of each host has received from the fabric, at layer 3."""
+        return tuple(in_network_of(host.pid, _received_bytes, host) for host in self.hosts)
+
+    def verify(self) -> None:
+        """Reads the rates back that the kernel has.
+
+        Raises:
+            ShapingError: one is not what it was set to.
+        """
+        for shaped in self._classes:
+            shaped.verify()
+
+    # ---- building ------------------------------------------------------------------------------
+
+    def _spec(self, rate_mbps: float) -> LinkSpec:
+        way = DirectionSpec(
+            trace=constant_trace(rate_mbps), delay_ms=self._delay_ms, queue=self._queue
+        )
+        return LinkSpec(down=way, up=way, backend=self._backend)
+
+    def _build(self) -> None:
+        silence_mininet()
+        net = _PrivateMininet(controller=None)
+        self._cleanup.callback(_stop, net)
+        cables = self._add_nodes(net)
+        net.build()
+        net.start()
+        self.hosts = tuple(
+            _network_host(net[f"host{one}"], _address(HOST_NETWORK, one))
+            for one in range(self._fabric.hosts)
+        )
+        self.master = _network_host(net["master"], MASTER_ADDRESS)
+        for host in self.hosts:
+            in_network_of(host.pid, _set_up_host, host, self._tcp)
+        self._set_up_routers(net)
+        if self.backend == "userspace":
+            engine = self._engine or self._cleanup.enter_context(engine_process())
+            for cable in cables:
+                running = UserspaceLink(
+                    self._spec(cable.rate_mbps), engine=engine, media=cable.link.taps
+                )
+                self._cleanup.callback(running.close)
+                self._running.append(running)
+                running.start()
+        else:
+            for cable in cables:
+                self._shape(cable)
+        self._try_out()
+
+    def _add_nodes(self, net: Any) -> list[_Cable]:
+        fabric = self._fabric
+        control = net.addSwitch(CONTROL_SWITCH, cls=LinuxBridge)
+        master = net.addHost("master", ip=f"{MASTER_ADDRESS}/{PREFIX}")
+        net.addLink(master, control)
+        nodes = {
+            name: net.addHost(name, ip=None)
+            for count, kind in ((fabric.leaves, "leaf"), (fabric.spines, "spine"))
+            for name in (f"{kind}{one}" for one in range(count))
+        }
+        for one in range(fabric.hosts):
+            nodes[f"host{one}"] = net.addHost(
+                f"host{one}", ip=f"{_address(HOST_NETWORK, one)}/{PREFIX}"
+            )
+        kind = TapLink if self.backend == "userspace" else None
+        cables = []
+        for link in fabric.links:
+            near, far = link.name.split(">")
+            if near.startswith("host") or far.startswith("spine"):  # each pair once
+                made = net.addLink(nodes[near], nodes[far], cls=kind)
+                cables.append(_Cable(near, far, link.rate_mbps, made))
+        for one in range(fabric.hosts):
+            at = {"ip": f"{_address(CONTROL_NETWORK, one)}/{PREFIX}"}
+            net.addLink(control, nodes[f"host{one}"], params2=at)
+        return cables
+
+    def _shape(self, cable: _Cable) -> None:
+        bytes_per_s = clip_rate(cable.rate_mbps * BYTES_PER_MS_PER_MBPS * MS_PER_S)
+        for interface in (cable.link.intf1, cable.link.intf2):
+            port = Port(interface.name, interface.node.pid)
+            self._classes.append(
+                self._cleanup.enter_context(
+                    at_port(
+                        port, HtbClass, port.interface, queue=self._queue, bytes_per_s=bytes_per_s
+                    )
+                )
+            )
+
+    def _set_up_routers(self, net: Any) -> None:
+        """Addresses and routes of leaves and spines."""
+        fabric = self._fabric
+        ports = {  # name of the output of a node that leads to another one
+            (near.node.name, far.node.name): near.name
+            for link in net.links
+            for near, far in ((link.intf1, link.intf2), (link.intf2, link.intf1))
+        }
+        for leaf in range(fabric.leaves):
+            name = f"leaf{leaf}"
+            routes: list[tuple[str, ...]] = []
+            for spine in range(fabric.spines):
+                out = ports[name, f"spine{spine}"]
+                routes.append((f"{_address(SPINE_NETWORK, spine)}", "dev", out))
+            for host in range(fabric.hosts):
+                address = _address(HOST_NETWORK, host)
+                if fabric.leaf_of(host) == leaf:
+                    routes.append((address, "dev", ports[name, f"host{host}"]))
+                else:
+                    spine = fabric.spine_to(host)
+                    out = ports[name, f"spine{spine}"]
+                    via = _address(SPINE_NETWORK, spine)
+                    routes.append((address, "via", via, "dev", out, "onlink"))
+            own = _address(LEAF_NETWORK, leaf)
+            in_network_of(net[name].pid, _set_up_router, own, sorted(net[name].nameToIntf), routes)
+        for spine in range(fabric.spines):
+            name = f"spine{spine}"
+            routes = []
+            for leaf in range(fabric.leaves):
+                out = ports[name, f"leaf{leaf}"]
+                routes.append((_address(LEAF_NETWORK, leaf), "dev", out))
+            for host in range(fabric.hosts):
+                leaf = fabric.leaf_of(host)
+                out, via = ports[name, f"leaf{leaf}"], _address(LEAF_NETWORK, leaf)
+                address = _address(HOST_NETWORK, host)
+                routes.append((address, "via", via, "dev", out, "onlink"))
+            own = _address(SPINE_NETWORK, spine)
+            in_network_of(net[name].pid, _set_up_router, own, sorted(net[name].nameToIntf), routes)
+
+    def _try_out(self) -> None:
+        """Connects each host to the next one and to one far away; raises TopologyError."""
+        count = len(self.hosts)
+        for number, host in enumerate(self.hosts):
+            for other in {(number + 1) % count, (number + count // 2) % count} - {number}:
+                _connect(host, self.hosts[other])
+
+
+def run_on_fabric(
+    jobs: Sequence[Job],
+    config: LiveConfig,
+    durations: DurationModel,
+    ask: AskController,
+    network: FabricNetwork,
+    *,
+    work: Work = "sleep",
+    watch: Watch | None = None,
+) -> LiveRun:
+    """Runs jobs live, with an agent on each host of the network and the master in its own.
+
+    Args:
+        jobs: the workload.
+        config: the cluster; as many executors as the network has hosts.
+        durations: how long tasks compute.
+        ask: the controller.
+        network: up.
+        work: whether tasks sleep, or keep a core busy.
+        watch: told every event and its time, before it is handled.
+
+    Raises:
+        TopologyError: there is not one host per executor.
+        ShapingError: a link died.
+        LiveError, JobError, ClusterStateError, InvalidAssignment: see
+            :func:`cluster_sim.live.run_live`.
+    """
+    if config.cluster.executors != len(network.hosts):
+        raise TopologyError(
+            f"{config.cluster.executors} executors on {len(network.hosts)} hosts; each needs one"
+        )
+    with (
+        socket_in(network.master.pid, network.master.address, 0) as listener,
+        agents_on(network, listener.getsockname(), work),
+    ):
+        return asyncio.run(_run(jobs, config, durations, ask, network, listener, watch))
+
+
+@contextlib.contextmanager
+def agents_on(
+    network: FabricNetwork, master: tuple[str, int], work: Work = "sleep"
+) -> Iterator[tuple[Child, ...]]:
+    """An agent on each host, which comes to the master; killed at the end."""
+    with contextlib.ExitStack() as agents:
+        yield tuple(
+            agents.enter_context(fork_into(host.pid, run_agent, number, host, master, work))
+            for number, host in enumerate(network.hosts)
+        )
+
+
+def run_agent(executor: int, host: NetworkHost, master: tuple[str, int], work: Work) -> None:
+    """Body of an agent's process."""
+    agent_process(executor, master, socket.create_server((host.address, 0)), work)
+
+
+async def _run(
+    jobs: Sequence[Job],
+    config: LiveConfig,
+    durations: DurationModel,
+    ask: AskController,
+    network: FabricNetwork,
+    listener: socket.socket,
+    watch: Watch | None,
+) -> LiveRun:
+    async def look_after() -> None:
+        while True:
+            await asyncio.sleep(LINK_CHECK_S)
+            network.check_alive()
+
+    run = asyncio.create_task(run_live(jobs, config, durations, ask, listener, watch))
+    guard = asyncio.create_task(look_after())
+    try:
+        await asyncio.wait((run, guard), return_when=asyncio.FIRST_COMPLETED)
+        if guard.done():
+            guard.result()
+        return await run
+    finally:
+        for task in (run, guard):
+            task.cancel()
+        await asyncio.gather(run, guard, return_exceptions=True)
+
+
+# ---- inside a node's network --------------------------------------------------------------------
+
+
+def _set_up_host(host: NetworkHost, tcp: HostTcp) -> None:
+    media = host.interfaces[0]
+    _disable_ipv6()
+    for interface in host.interfaces:
+        disable_offloads(interface)
+    tcp.apply("executors", media, host.address)
+
+
+def _set_up_router(own: str, interfaces: Sequence[str], routes: Sequence[Sequence[str]]) -> None:
+    _disable_ipv6()
+    settings = Path("/proc/sys/net/ipv4")
+    (settings / "ip_forward").write_text("1")
+    run_tool("ip", "address", "add", f"{own}/{WHOLE}", "dev", "lo")
+    run_tool("ip", "link", "set", "dev", "lo", "up")
+    (settings / "conf/all/rp_filter").write_text("0")  # ways back differ
+    for interface in interfaces:
+        disable_offloads(interface)
+        run_tool("ip", "link", "set", "dev", interface, "up")
+        (settings / "conf" / interface / "rp_filter").write_text("0")
+        (settings / "conf" / interface / "proxy_arp").write_text("1")
+        (settings / "neigh" / interface / "proxy_delay").write_text("0")
+    for route in routes:
+        run_tool("ip", "route", "add", *route)
+
+
+def _disable_ipv6() -> None:
+    for interface in ("all", "default"):
+        switch = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+        if switch.exists():
+            switch.write_text("1")
+
+
+def _received_bytes(host: NetworkHost) -> int:
+    with ReceiveCounter(host.interfaces[0]) as counter:
+        return counter.read()[1]
+
+
+# ---- pieces -------------------------------------------------------------------------------------
+
+
+def _address(network: str, number: int) -> str:
+    return f"{network}.{number + 1}"
+
+
+def _network_host(node: Any, address: str) -> NetworkHost:
+    return NetworkHost(node.pid, address, tuple(sorted(node.nameToIntf)))
+
+
+def _connect(near: NetworkHost, far: NetworkHost) -> None:
+    with contextlib.ExitStack() as ends:
+        listener = ends.enter_context(socket_in(far.pid, far.address, 0))
+        listener.settimeout(CONNECT_TIMEOUT_S)
+        way = (listener.getsockname(), CONNECT_TIMEOUT_S)
+        try:
+            ends.enter_context(in_network_of(near.pid, socket.create_connection, *way))
+            ends.enter_context(listener.accept()[0])
+        except OSError as error:
+            raise TopologyError(
+                f"{near.address} got no connection to {far.address}: {error}"
+            ) from error
+
+
+def _stop(net: Any) -> None:
+    """Ends Mininet's shells; with the last process of a namespace its interfaces vanish."""
+    for node in (*net.hosts, *net.switches):
+        if node.shell is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+            node.cleanup()
+    for _, interface in socket.if_nameindex():
+        if interface.startswith(CONTROL_SWITCH):
+            with contextlib.suppress(ShapingError):  # a veth pair goes with either of its ends
+                run_tool("ip", "link", "del", "dev", interface)
