@@ -24,6 +24,7 @@ from adapters.policy import AbrModelConfig
 from adapters.pools import Pool, PoolError
 from adapters.training import PoolLearner, TrainingConfig, train_abr
 from adapters.training_loop import Progress, TrainingDiverged, TrainingError
+from adapters.viewport_checkpoints import load_viewport
 from player.observation import AbrObservation
 
 CONFIG = TrainingConfig(
@@ -261,5 +262,9 @@ def test_what_is_shipped_loads() -> None:
     assert "builtin:abr-minilm" in builtin_checkpoints()
     for name in builtin_checkpoints():
         config = json.loads((checkpoint_folder(name) / "config.json").read_text())
-        if config["format"] == CHECKPOINT_FORMAT:  # the baselines have formats of their own
+        if config["format"] != CHECKPOINT_FORMAT:  # the baselines have formats of their own
+            continue
+        if config["task"] == "abr":
             assert load_checkpoint(name).config.levels == 6
+        else:
+            assert load_viewport(name).adapter_state()
