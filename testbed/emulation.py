@@ -18,6 +18,7 @@ from testbed.experiment_base import ConfigError
 from testbed.links.backends import Backend, LinkUnsupported
 from testbed.links.htb import ShapingError
 from testbed.sandbox import SandboxError, run_in_sandbox
+from testbed.session_pool import one_thread_each
 from testbed.session_records import Record, record_type
 from testbed.sessions import Session, StreamPlan
 
@@ -101,7 +102,8 @@ def emulate(
                 )
             )
 
-    with emulation_errors():
+    # The processes share the cores: threads of numeric libraries would only wait for each other.
+    with one_thread_each(), emulation_errors():
         job = encode_plan(plan, sessions, jobs=jobs, captures=captures)
         run_in_sandbox(ENTRY, job, on_message=receive)
 
