@@ -1,16 +1,20 @@
 # make demo and make test install what is missing; every target is safe to repeat.
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup setup-browser demo test lint format clean
 
 help:
 	@echo "make demo    stream over emulated links, print a table, write an HTML report"
 	@echo "make test    run the whole test suite"
 	@echo "make setup   install what is missing, nothing else"
+	@echo "make setup-browser   what a real player needs: Chromium, playwright, dash.js"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove .venv and caches; results stay"
 
 setup:
 	@./setup.sh
+
+setup-browser: setup
+	@./setup-browser.sh
 
 demo: setup
 	@.venv/bin/testbed run examples/demo.toml

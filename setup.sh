@@ -99,7 +99,7 @@ sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH_VERSION" 2>/d
     fi
 }
 
-fingerprint() { cat pyproject.toml setup.sh testbed/links/_*.[ch] | sha256sum; }
+fingerprint() { cat pyproject.toml setup.sh {testbed/links,adapters,cluster_sim}/_*.[ch] | sha256sum; }
 
 install_debian_packages
 python=$(find_python)

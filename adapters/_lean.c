@@ -15,16 +15,19 @@
 #include <immintrin.h>
 #endif
 
-#define ABI_VERSION 1 /* compiled.py has the same number; it changes with any struct or function */
+#define ABI_VERSION 2 /* compiled.py has the same number; it changes with any struct or function */
 
 enum activation { RELU, SILU, GELU, GELU_TANH };
 
 #define MOST_QUERIES 8 /* that are worked on at once */
 #define PANEL 64 /* outputs; of integers that is a cache line */
+#define PACKED_PANEL (3 * PANEL) /* bytes of a row: the upper 16 bits of each float, the next 8 */
 
-/* Floats (in, out) row by row, or integers with a scale per output and group of input channels. */
+/* Floats (in, out) row by row, or their upper 24 bits, or integers with a scale per output and group
+ * of input channels. */
 struct matrix {
     const float *dense;
+    const uint8_t *packed;  /* (in, panels, PACKED_PANEL) */
     const int8_t *integers; /* (panels, in, PANEL) */
     const float *scales;    /* (groups, panels, PANEL) */
     const float *bias;
@@ -109,6 +112,11 @@ static void keep_ends(const struct question *question, int64_t size, float *hidd
 #define NAMED(name) plain_##name
 #define SUM(vector) ((vector)[0] + (vector)[1] + (vector)[2] + (vector)[3])
 #define WIDEN(place) ((plain_vector){(place)[0], (place)[1], (place)[2], (place)[3]})
+#define UPPER(high, low, i) ((uint32_t)(high)[i] << 16 | (uint32_t)(low)[i] << 8)
+#define UNPACK(high, low)                                                                          \
+    ((plain_vector)(plain_bits){UPPER(high, low, 0), UPPER(high, low, 1), UPPER(high, low, 2),     \
+                                UPPER(high, low, 3)})
+typedef uint32_t plain_bits __attribute__((vector_size(16)));
 #include "_lean_kernels.h"
 
 #ifdef __x86_64__
@@ -126,6 +134,10 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
 #define WIDEN(place)                                                                               \
     ((avx2_vector)_mm256_cvtepi32_ps(                                                              \
         _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(place)))))
+#define UNPACK(high, low)                                                                          \
+    ((avx2_vector)_mm256_or_si256(                                                                 \
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(high))), 16),    \
+        _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(low))), 8)))
 #include "_lean_kernels.h"
 
 #define LANES 16
@@ -135,6 +147,10 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
 #define WIDEN(place)                                                                               \
     ((avx512_vector)_mm512_cvtepi32_ps(                                                            \
         _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place)))))
+#define UNPACK(high, low)                                                                          \
+    ((avx512_vector)_mm512_or_si512(                                                               \
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(high))), 16), \
+        _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(low))), 8)))
 #include "_lean_kernels.h"
 #endif
 

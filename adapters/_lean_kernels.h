@@ -1,6 +1,7 @@
 /* The lean pass for vectors of LANES floats. Included by _lean.c once per kind of processor, with
  * LANES, TARGET (what the compiler may use), NAMED (gives functions names of their own), WIDEN
- * (int8 from memory to a vector of floats) and SUM (of the lanes of a vector).
+ * (int8 from memory to a vector of floats), UNPACK (upper 16 and next 8 bits of floats to them) and
+ * SUM (of the lanes of a vector).
  *
  * All threads of a team run `pass`; between its stages they meet.
  */
@@ -62,6 +63,48 @@ static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const st
                         BLOCK);
     for (; k < in; k++)
         NAMED(add_rows)(inputs + k, line, count, matrix->dense + k * out, out, outputs, from, to, 1);
+}
+
+/* The same with packed rows, in whole panels. */
+INLINE void NAMED(add_packed_rows)(const float *inputs, int64_t stride, int64_t count,
+                                   const uint8_t *weight, int64_t row, float *outputs, int64_t line,
+                                   const int rows)
+{
+    for (int64_t n = 0; n < PANEL; n += LANES) {
+        VECTOR held[BLOCK];
+#pragma GCC unroll 8
+        for (int j = 0; j < rows; j++) {
+            const uint8_t *its = weight + j * row;
+            held[j] = UNPACK((const uint16_t *)its + n, its + 2 * PANEL + n);
+            __builtin_prefetch(its + BLOCK * row + n * PACKED_PANEL / PANEL, 0, 3);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            VECTOR sum = READ(outputs + i * line + n);
+#pragma GCC unroll 8
+            for (int j = 0; j < rows; j++)
+                sum += held[j] * inputs[i * stride + j];
+            AT(outputs + i * line + n) = sum;
+        }
+    }
+}
+
+static TARGET void NAMED(add_packed)(const float *inputs, int64_t count,
+                                     const struct matrix *matrix, float *outputs, int64_t from,
+                                     int64_t to)
+{
+    int64_t in = matrix->in, stride = padded(in), line = padded(matrix->out);
+    int64_t row = whole_panels(matrix->out) / PANEL * PACKED_PANEL;
+    for (int64_t k = 0, rows; k < in; k += rows) {
+        rows = k + BLOCK <= in ? BLOCK : 1;
+        for (int64_t n = from; n < to; n += PANEL) {
+            const uint8_t *weight = matrix->packed + k * row + n / PANEL * PACKED_PANEL;
+            if (rows == BLOCK)
+                NAMED(add_packed_rows)(inputs + k, stride, count, weight, row, outputs + n, line,
+                                       BLOCK);
+            else
+                NAMED(add_packed_rows)(inputs + k, stride, count, weight, row, outputs + n, line, 1);
+        }
+    }
 }
 
 /* TOKENS at once against one group of input channels that share their scales. */
@@ -136,6 +179,8 @@ INLINE void NAMED(multiply)(const float *inputs, int64_t count, const struct mat
         }
     if (matrix->dense != NULL)
         NAMED(add_dense)(inputs, count, matrix, outputs, from, to);
+    else if (matrix->packed != NULL)
+        NAMED(add_packed)(inputs, count, matrix, outputs, from, to);
     else
         NAMED(add_integers)(inputs, count, matrix, outputs, from, to);
 }
@@ -432,6 +477,7 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
 #undef TARGET
 #undef NAMED
 #undef WIDEN
+#undef UNPACK
 #undef SUM
 #undef VECTOR
 #undef INLINE

@@ -19,16 +19,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adapters.lean import TANH_GELU, Function, LeanLayer, LeanModel, Norm
-from adapters.products import INT8_GROUP, Dense, Int8, Product
+from adapters.products import INT8_GROUP, Dense, Int8, Packed, Product
 
 if TYPE_CHECKING:
     from adapters.passes import Row
 
-ABI_VERSION = 1  # of _lean.c
+ABI_VERSION = 2  # of _lean.c
 #: In the order of the enum there.
 ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 #: Tokens up to which the compiled pass is the faster one; with more, the weights are not what takes
-#: the time. Integers are multiplied here only.
+#: the time. What is not plain floats is multiplied here only.
 MOST_TOKENS = 48
 #: Floats that the processor works on at once: all that it can.
 LANES = 16
@@ -39,7 +39,7 @@ LARGE_PAGE = 2 * 2**20
 
 class _Matrix(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("dense", "integers", "scales", "bias")),
+        *((name, ctypes.c_void_p) for name in ("dense", "packed", "integers", "scales", "bias")),
         *((name, ctypes.c_int64) for name in ("in", "out", "group")),
     ]
 
@@ -151,7 +151,7 @@ class CompiledPass:
             scale=model.scale,
         )
         self._size, self._rotate = size, model.rotate
-        self.most_tokens = None if isinstance(model.layers[0].out, Int8) else MOST_TOKENS
+        self.most_tokens = MOST_TOKENS if isinstance(model.layers[0].out, Dense) else None
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, rows: Sequence[Row], *, lanes: int = LANES
@@ -208,7 +208,7 @@ def compiled(model: LeanModel, size: int) -> CompiledPass | None:
     ):
         return None
     for one in products:
-        use_large_pages(one.weight.integers if isinstance(one, Int8) else one.weight)  # type: ignore[attr-defined]
+        use_large_pages(_held(one))
     return CompiledPass(library, model, size)
 
 
@@ -264,9 +264,19 @@ def _is_plain(tensor: Tensor | None) -> bool:
 
 
 def _fits(product: Product) -> bool:
-    if isinstance(product, Int8):
-        return product.weight.integers.device.type == "cpu"
+    if isinstance(product, Int8 | Packed):
+        return _held(product).device.type == "cpu"
     return isinstance(product, Dense) and product.update is None and _is_plain(product.weight)
+
+
+def _held(product: Product) -> Tensor:
+    """The weights as they lie in memory."""
+    if isinstance(product, Int8):
+        return product.weight.integers
+    if isinstance(product, Packed):
+        return product.weight.bits
+    assert isinstance(product, Dense)
+    return product.weight
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -286,10 +296,13 @@ def _matrix(product: Product | None) -> _Matrix:
         weight = product.weight
         integers, scales = weight.integers.data_ptr(), weight.scales.data_ptr()
         bias, shape = _address(product.bias), (weight.integers.shape[1], weight.out)
-        return _Matrix(None, integers, scales, bias, *shape, INT8_GROUP)
+        return _Matrix(None, None, integers, scales, bias, *shape, INT8_GROUP)
+    address = _held(product).data_ptr()
+    if isinstance(product, Packed):
+        shape = len(product.weight.bits), product.weight.out
+        return _Matrix(None, address, None, None, _address(product.bias), *shape, 0)
     assert isinstance(product, Dense)
-    address = product.weight.data_ptr()
-    return _Matrix(address, None, None, _address(product.bias), *product.weight.shape, 0)
+    return _Matrix(address, None, None, None, _address(product.bias), *product.weight.shape, 0)
 
 
 def _layer(layer: LeanLayer) -> _Layer:

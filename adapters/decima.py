@@ -213,8 +213,27 @@ class DecimaNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidates:
+    """The stages that may be chosen, as the heads see them; B of them.
+
+    Attributes:
+        stages: pairs of (job, stage), jobs in order of number.
+        taken: ``(B,)`` executors of their jobs, without those that are to be placed.
+        features: ``(B, FEATURES)``.
+        embeddings: ``(B, 3 D)`` of stage, job and cluster.
+        jobs: all jobs with their executors as in ``taken``, in order of number.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    taken: NDArray[np.int64]
+    features: Float32Array
+    embeddings: Float32Array
+    jobs: tuple[tuple[JobView, Embedded, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ratings:
-    """What the network says of every stage that may be chosen.
+    """What a network says of every stage that may be chosen.
 
     Attributes:
         stages: pairs of (job, stage).
@@ -231,6 +250,33 @@ class Ratings:
     limits: NDArray[np.int64]
     rooms: NDArray[np.int64]
 
+    @classmethod
+    def of(
+        cls,
+        candidates: Candidates,
+        scores: Float32Array,
+        log_limits: Float32Array,
+        *,
+        executors: int,
+    ) -> Ratings:
+        """Turns shares into executors of a cluster that has so many."""
+        shares = np.exp(np.minimum(log_limits, 0))
+        limits = np.maximum(1, (executors * shares + 0.5).astype(np.int64))
+        return cls(candidates.stages, scores, log_limits, limits, limits - candidates.taken)
+
+    def decide(self, view: ClusterView, idle_guard: float) -> Assignment:
+        """The best stage whose job is below its limit; see ``DecimaConfig`` for the guard."""
+        if not self.stages:
+            return LEAVE_IDLE
+        has_room = self.rooms > 0
+        if has_room.any():
+            best = int(np.where(has_room, self.scores, -np.inf).argmax())
+            return Assignment(*self.stages[best], min(int(self.rooms[best]), view.committable))
+        running = sum(one.running_tasks for job in view.jobs for one in job.stages)
+        if running - view.committable > idle_guard * view.executors:
+            return LEAVE_IDLE
+        return Assignment(*self.stages[int(self.scores.argmax())], view.committable)
+
 
 class DecimaPolicy:
     """A trained network that answers observations.
@@ -246,20 +292,23 @@ class DecimaPolicy:
 
     def decide(self, view: ClusterView) -> Assignment:
         """Returns the stage and how many executors it gets."""
-        rated = self.rate(view)
-        if not rated.stages:
-            return LEAVE_IDLE
-        has_room = rated.rooms > 0
-        if has_room.any():
-            best = int(np.where(has_room, rated.scores, -np.inf).argmax())
-            return Assignment(*rated.stages[best], min(int(rated.rooms[best]), view.committable))
-        running = sum(one.running_tasks for job in view.jobs for one in job.stages)
-        if running - view.committable > self.config.idle_guard * view.executors:
-            return LEAVE_IDLE
-        return Assignment(*rated.stages[int(rated.scores.argmax())], view.committable)
+        return self.rate(view).decide(view, self.config.idle_guard)
 
     def rate(self, view: ClusterView) -> Ratings:
         """Returns scores and limits of all stages that may be chosen; jobs in order of number."""
+        candidates = self.candidates(view)
+        scores, log_limits = self.answer(candidates)
+        return Ratings.of(candidates, scores, log_limits, executors=view.executors)
+
+    def answer(self, candidates: Candidates) -> tuple[Float32Array, Float32Array]:
+        """``(B,)`` scores and logarithms of limits."""
+        if not candidates.stages:
+            nothing = np.zeros(0, dtype=np.float32)
+            return nothing, nothing
+        return self.network.answer(candidates.features, candidates.embeddings)
+
+    def candidates(self, view: ClusterView) -> Candidates:
+        """Returns the stages that may be chosen."""
         # The order of jobs in the observation is of no meaning: ties and sums go by number.
         jobs = sorted(view.jobs, key=lambda one: one.job)
         embedded = self._embed(jobs)
@@ -267,26 +316,28 @@ class DecimaPolicy:
         embeddings: list[Float32Array] = []
         stages: list[tuple[int, int]] = []
         taken: list[int] = []
+        told: list[tuple[JobView, Embedded, int]] = []
         cluster = self.network.embed_cluster(embedded)
         whole = ClusterFigures(view, [one.graph for one in embedded])
         for job, known in zip(jobs, embedded, strict=True):
+            executors = job.executors - (view.committable if job.job == view.source_job else 0)
+            told.append((job, known, executors))
             if not known.graph.choices:
                 continue
-            executors = job.executors - (view.committable if job.job == view.source_job else 0)
             rows += whole.features(job, known.graph, executors)
             for one in known.graph.choices:
                 stages.append((job.job, one.stage))
                 embeddings += (known.stages[one.index], known.job, cluster)
                 taken.append(executors)
-        if not stages:
-            none, nothing = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
-            return Ratings((), none, none, nothing, nothing)
-        scores, log_limits = self.network.answer(
-            np.array(rows, dtype=np.float32), np.concatenate(embeddings).reshape(len(rows), -1)
+        return Candidates(
+            tuple(stages),
+            np.array(taken, dtype=np.int64),
+            np.array(rows, dtype=np.float32).reshape(len(rows), len(FEATURES)),
+            np.concatenate(embeddings).reshape(len(rows), -1)
+            if rows
+            else np.zeros((0, 3 * len(cluster)), dtype=np.float32),
+            tuple(told),
         )
-        shares = np.exp(np.minimum(log_limits, 0))
-        limits = np.maximum(1, (view.executors * shares + 0.5).astype(np.int64))
-        return Ratings(tuple(stages), scores, log_limits, limits, limits - np.array(taken))
 
     def _embed(self, jobs: list[JobView]) -> list[Embedded]:
         last, now = self._last, {}

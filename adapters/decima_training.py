@@ -209,7 +209,9 @@ def train_decima(
     config = start.config if start is not None else config or DecimaConfig()
     rng = np.random.default_rng(training.seed)
     weights = start.network.weights if start is not None else first_weights(config, rng)
-    vector = np.concatenate([one.ravel() for one in weights.values()]).astype(np.float64)
+    # A loaded checkpoint has its weights in another order.
+    parts = [weights[name].ravel() for name in weight_shapes(config)]
+    vector = np.concatenate(parts).astype(np.float64)
     strategy = _Strategy(play, training, config, rng, on_step or (lambda _: None))
     vector = strategy.improve(vector, _sigmas(config, only_linear=True), training.linear_steps)
     vector = strategy.improve(vector, _sigmas(config, only_linear=False), training.steps)

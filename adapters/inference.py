@@ -42,14 +42,16 @@ from adapters.tokens import Layout, window_start, window_steps
 from player.observation import AbrObservation, PastChunk
 
 #: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
-#: pass, the other through the library's; ``int8`` is ``lean`` with weights rounded to integers, so
-#: close but not exact; ``graphed`` runs in memory of fixed length, on a GPU as one captured step;
-#: ``full`` recomputes the window.
-Inference = Literal["graphed", "lean", "cached", "int8", "full"]
+#: pass, the other through the library's; ``float24`` is ``lean`` with weights rounded to 24 bits,
+#: within the same limit as an exact pass, and ``int8`` with integers, so close but not exact;
+#: ``graphed`` runs in memory of fixed length, on a GPU as one captured step; ``full`` recomputes
+#: the window.
+Inference = Literal["graphed", "lean", "float24", "cached", "int8", "full"]
 PASSES: dict[Inference, Callable[[Backbone], Pass]] = {
     "graphed": graphed_pass,
     "lean": LeanPass,
     "cached": LibraryPass,
+    "float24": functools.partial(LeanPass, weights="float24"),
     "int8": functools.partial(LeanPass, weights="int8"),
 }
 #: Those that ``auto`` tries, the fastest first, by the kind of device.
@@ -59,7 +61,7 @@ EXACT_PASSES: dict[str, tuple[Inference, ...]] = {
 }
 #: Those that begin the next window in the middle of a block: for which two rows together take less
 #: time than one after the other.
-PREPARING: tuple[Inference, ...] = ("lean", "int8")
+PREPARING: tuple[Inference, ...] = ("lean", "float24", "int8")
 #: ``(S, …)`` steps and their S places in windows to ``(S, tokens per step, D)`` tokens.
 Encode = Callable[[StepFeatures, Sequence[int]], Tensor]
 #: ``(B, D)`` hidden states at the read tokens to ``(B, …)`` answers.

@@ -26,7 +26,7 @@ from adapters.compiled import CompiledPass, compiled
 from adapters.encoders import StepEncoder
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
 from adapters.lean import describe
-from adapters.products import Int8Weights, dense
+from adapters.products import Int8, MakeProduct, Packed, RoundedWeights, dense
 from player.observation import UPCOMING_LIMIT
 
 
@@ -94,19 +94,21 @@ class LeanPass:
         backbone: Backbone,
         *,
         adapter: str | None = None,
-        weights: Literal["own", "int8"] = "own",
+        weights: Literal["own", "float24", "int8"] = "own",
     ) -> None:
         """Takes the weights of a backbone, and its updates as they are now, merged or not.
 
         Args:
             backbone: whose frozen weights are used where they lie.
             adapter: name of the updates; None: those that it carries.
-            weights: ``own``: as they are; ``int8``: rounded to integers.
+            weights: ``own``: as they are; ``float24``: rounded to 24 bits; ``int8``: to integers.
 
         Raises:
             BackboneError: it is of a family, or a variant, that has no description here.
         """
-        make = dense if weights == "own" else Int8Weights(backbone.frozen)
+        make: MakeProduct = dense
+        if weights != "own":
+            make = RoundedWeights(backbone.frozen, Int8 if weights == "int8" else Packed)
         self.model = describe(backbone, make, adapter or backbone.adapter or "default")
         self.dtype = backbone.dtype
         self.memory_shape = (

@@ -1,13 +1,14 @@
-"""Products of a few tokens with a frozen matrix: in the weights' own type, or in int8.
+"""Products of a few tokens with a frozen matrix: in its own type, in 24 bits or in int8.
 
 A handful of tokens costs about what reading the weights costs, so it counts how these lie in
 memory and how many bytes they are. Stored by columns of the (out, in) weight, that is as (in, out),
 they are read by the fastest path of the library (GPT-2 comes like that; the others are brought into
 that form when they are loaded, see ``adapters.shared_backbones``).
 
-Int8 is of the weights alone, symmetric, with a scale per output and group of input channels; inputs
-stay floats. A quarter of the bytes is read, by ``adapters.compiled``; the product here first makes
-floats of the integers, which saves memory but no time.
+Of 24 bits a float keeps sign, exponent and 15 bits of the fraction, rounded: three quarters of the
+bytes are read. Int8 is of the weights alone, symmetric, with a scale per output and group of input
+channels; inputs stay floats. A quarter of the bytes is read. Both by ``adapters.compiled``; the
+products here first make floats again, which saves memory but no time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -29,7 +30,7 @@ from adapters.shared_backbones import FrozenModel
 FEW_TOKENS, BLOCK_ROWS = 15, 192
 INT8_MAX = 127
 #: Input channels that share a scale, and outputs that lie together: a cache line of them.
-INT8_GROUP, INT8_PANEL = 32, 64
+INT8_GROUP, PANEL = 32, 64
 #: Smallest scale, for groups of zeros.
 SMALLEST = 1e-12
 
@@ -95,8 +96,8 @@ class Int8Weight:
     """Integers and their scales, in panels of outputs that are read one after the other.
 
     Attributes:
-        integers: ``(P, in, INT8_PANEL)`` int8, the last panel filled up with zeros.
-        scales: ``(groups, P · INT8_PANEL)``, of groups of input channels.
+        integers: ``(P, in, PANEL)`` int8, the last panel filled up with zeros.
+        scales: ``(groups, P · PANEL)``, of groups of input channels.
         out: outputs.
     """
 
@@ -108,11 +109,11 @@ class Int8Weight:
     def of(cls, weight: Tensor) -> Int8Weight:
         """Rounds an (in, out) weight."""
         size, out = weight.shape
-        whole = F.pad(weight.float(), (0, -out % INT8_PANEL))
+        whole = F.pad(weight.float(), (0, -out % PANEL))
         groups = torch.split(whole, INT8_GROUP)
         scales = [one.abs().amax(0).clamp_min(SMALLEST) / INT8_MAX for one in groups]
         rounded = [(one / its).round() for one, its in zip(groups, scales, strict=True)]
-        integers = torch.cat(rounded).to(torch.int8).view(size, -1, INT8_PANEL)
+        integers = torch.cat(rounded).to(torch.int8).view(size, -1, PANEL)
         return cls(integers.transpose(0, 1).contiguous(), torch.stack(scales), out)
 
     def floats(self) -> Tensor:
@@ -135,25 +136,70 @@ class Int8:
         return product if self.bias is None else product.add_(self.bias)
 
 
-class Int8Weights:
-    """Makes int8 products; of weights that adapters share, the integers are shared too.
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """The upper 24 bits of floats, rounded to the nearest, in panels of outputs.
+
+    Attributes:
+        bits: ``(in, P, 3 · PANEL)`` bytes: of each panel the upper 16 bits of its floats in the
+            machine's order, then the next 8; the last panel filled up with zeros.
+        out: outputs.
+    """
+
+    bits: Tensor
+    out: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> PackedWeight:
+        """Rounds an (in, out) weight."""
+        size, out = weight.shape
+        whole = F.pad(weight.float(), (0, -out % PANEL)).contiguous().view(torch.int32)
+        whole = (whole + 0x80).view(size, -1, PANEL)  # a carry into the exponent is meant
+        upper = (whole >> 16).to(torch.int16).view(torch.uint8)
+        lower = (whole >> 8 & 0xFF).to(torch.uint8)
+        return cls(torch.cat([upper, lower], dim=2).contiguous(), out)
+
+    def floats(self) -> Tensor:
+        """The ``(in, out)`` weight that it stands for."""
+        upper, lower = self.bits[:, :, : 2 * PANEL], self.bits[:, :, 2 * PANEL :]
+        whole = upper.contiguous().view(torch.int16).int() << 16 | lower.int() << 8
+        return whole.view(torch.float32).flatten(1)[:, : self.out]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A product with packed floats."""
+
+    weight: PackedWeight
+    bias: Tensor | None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """See :class:`Product`."""
+        product = inputs @ self.weight.floats()
+        return product if self.bias is None else product.add_(self.bias)
+
+
+class RoundedWeights:
+    """Makes products with rounded weights, which are shared where the frozen ones are.
 
     What is shared goes when the frozen model goes.
     """
 
-    _held: ClassVar[weakref.WeakKeyDictionary[FrozenModel, dict[int, Int8Weight]]] = (
+    _held: ClassVar[weakref.WeakKeyDictionary[FrozenModel, dict[tuple[int, type], Any]]] = (
         weakref.WeakKeyDictionary()
     )
 
-    def __init__(self, frozen: FrozenModel) -> None:
+    def __init__(self, frozen: FrozenModel, product: type[Int8] | type[Packed]) -> None:
         self._shared = self._held.setdefault(frozen, {})
         self._frozen = {one.data_ptr() for one in frozen.model.parameters()}
+        self._product = product
+        self._round: Any = Int8Weight.of if product is Int8 else PackedWeight.of
 
     def __call__(self, weight: Tensor, bias: Tensor | None, is_shared: bool) -> Product:
         """See :data:`MakeProduct`."""
-        place = weight.data_ptr()
-        if not is_shared or place not in self._frozen:
-            return Int8(Int8Weight.of(weight), bias)
+        place = weight.data_ptr(), self._product
+        if not is_shared or place[0] not in self._frozen:
+            return self._product(self._round(weight), bias)
         if place not in self._shared:
-            self._shared[place] = Int8Weight.of(weight)
-        return Int8(self._shared[place], bias)
+            self._shared[place] = self._round(weight)
+        return self._product(self._shared[place], bias)

@@ -5,12 +5,12 @@
 ``controllers``: each answers all observations of the same sessions, of others in each round, for
 what was answered once may be kept; the figures are the median round's, the ratio is to ``bba``, the
 cheapest rule. ``inference``: the adapted model with a recomputed window, with kept keys and values,
-and with int8 weights, one session at a time, and how many decisions each shares with the first.
-``sizes``: recomputed, kept and int8 for models of two sizes, windows of 10 to 48 steps (a whole
-session in context) and 1 and 2 threads, each at its longest window; beside them what reading the
-layers' weights once takes. ``crowd``: the first two,
-with 64 sessions that ask the HTTP service at once and again as soon as they are answered, service
-and clients in one process. Cores, load and spread are printed with the figures.
+and with weights of 24 bits and int8, one session at a time, and how many decisions each shares with
+the first. ``sizes``: recomputed, kept, 24 bits and int8 for models of two sizes, windows of 10 to
+48 steps (a whole session in context) and 1 and 2 threads, each at its longest window; beside them
+what reading the layers' weights once takes. ``crowd``: the first two, with 64 sessions that ask the
+HTTP service at once and again as soon as they are answered, service and clients in one process.
+Cores, load and spread are printed with the figures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ SESSIONS = 4
 TASK = "abr"
 MODEL = "netllm"
 WAYS = ("full", "auto")
-SINGLE_WAYS = (*WAYS, "int8")
+ROUNDED = ("float24", "int8")
+SINGLE_WAYS = (*WAYS, *ROUNDED)
+#: Those with keys and values kept, as ``sizes`` compares them with the full pass.
+KEPT = ("lean", *ROUNDED)
 #: How the library may attend; its full pass is timed with the faster one.
 ATTENTION = ("sdpa", "eager")
 #: Steps per block, half of the longest window; the last holds Pensieve's 48 chunks.
@@ -203,9 +206,8 @@ def compare_sizes(rounds: int) -> None:
     sessions = played(rounds)
     print(f"\ndecisions at the longest window, {rounds} sessions, ms, {surroundings()}")
     print(
-        f"{'model':6} {'window':>6} {'threads':>7} {'full':>8} {'lean':>7} {'int8':>7} "
-        f"{'full / lean':>11} {'range':>12} {'full / int8':>11} {'weights':>8} {'read once':>9} "
-        f"{'differ by':>9}"
+        f"{'model':6} {'window':>6} {'threads':>7} {'weights':>8} {'read once':>9} {'full ms':>8} "
+        + " ".join(f"{one:>7} ms {'full / it':>9} {'range':>11} {'logits':>7}" for one in KEPT)
     )
     usual = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
@@ -225,12 +227,15 @@ def _compare_size(source: str, block: int, sessions: Sequence[Sequence[AbrObserv
     torch.manual_seed(0)
     config = AbrModelConfig(levels_kbps=sessions[0][0].levels_kbps, block=block)
     lean = AbrPolicy(config, backbone).freeze("lean")
-    full, int8 = (AbrPolicy(config, backbone.share()) for _ in range(2))
-    for policy, way in ((full, "full"), (int8, "int8")):
-        policy.load_state_dict(lean.adapter_state(), strict=False)
-        policy.freeze(way)  # type: ignore[arg-type]
-    took: dict[str, list[float]] = {way: [] for way in ("lean", "int8", *ATTENTION)}
-    differences, reading = [], []
+    policies = {"lean": lean}
+    for way in ("full", *ROUNDED):
+        policies[way] = AbrPolicy(config, backbone.share())
+        policies[way].load_state_dict(lean.adapter_state(), strict=False)
+        policies[way].freeze(way)  # type: ignore[arg-type]
+    full = policies.pop("full")
+    took: dict[str, list[float]] = {way: [] for way in (*KEPT, *ATTENTION)}
+    differences: dict[str, float] = dict.fromkeys(KEPT, 0.0)
+    reading = []
     layers: Any = LeanPass(lean.backbone).model.layers
     matrices = [
         getattr(layer, name).weight for layer in layers for name in ("qkv", "out", "up", "down")
@@ -239,31 +244,32 @@ def _compare_size(source: str, block: int, sessions: Sequence[Sequence[AbrObserv
         if one.chunk_index < 2 * block - 2 or one.chunk_index % block < block - 2:
             continue
         if one.chunk_index % block == block - 2:  # the step before, so that only the last is new
-            for policy in (lean, int8):
+            for policy in policies.values():
                 policy.answers([one])
             continue
         for attention in ATTENTION:
             full.backbone.model.set_attn_implementation(attention)  # type: ignore[operator]
             took[attention] += timed(full.decide, [one])
-        took["lean"] += timed(lean.decide, [one])
-        took["int8"] += timed(int8.decide, [one])
-        differences.append(float((full.answers([one]) - lean.answers([one])).abs().max()))
+        exact = full.answers([one])
+        for way, policy in policies.items():
+            took[way] += timed(policy.decide, [one])
+            differ = float((exact - policy.answers([one])).abs().max())
+            differences[way] = max(differences[way], differ)
         began = time.perf_counter()
         for matrix in matrices:
             matrix.sum()
         reading.append((time.perf_counter() - began) * 1000)
     whole = np.array(min((took[one] for one in ATTENTION), key=statistics.median))
-    ratios = whole / np.array(took["lean"])  # of the same observation, one after the other
-    low, high = np.percentile(ratios, (10, 90))
-    full_ms, lean_ms, int8_ms = (
-        float(np.median(one)) for one in (whole, took["lean"], took["int8"])
-    )
     size = sum(one.nbytes for one in matrices) / 1e6
-    return (
-        f"{full_ms:8.2f} {lean_ms:7.2f} {int8_ms:7.2f} {full_ms / lean_ms:11.2f} "
-        f"{f'{low:.1f}–{high:.1f}':>12} {full_ms / int8_ms:11.2f} {size:5.0f} MB "
-        f"{statistics.median(reading):9.2f} {max(differences):9.1e}"
-    )
+    row = f"{size:5.0f} MB {statistics.median(reading):9.2f} {np.median(whole):8.2f}"
+    for way in KEPT:
+        ratios = whole / np.array(took[way])  # of the same observation, one after the other
+        low, high = np.percentile(ratios, (10, 90))
+        row += (
+            f" {np.median(took[way]):10.2f} {np.median(whole) / np.median(took[way]):9.2f}"
+            f" {f'{low:.1f}–{high:.1f}':>11} {differences[way]:7.0e}"
+        )
+    return row
 
 
 def compare_crowd() -> None:

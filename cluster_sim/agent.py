@@ -10,7 +10,7 @@ Between master and agent, one JSON object per line:
 the master says                                                     the agent says
 ==================================================================  ============================
 ``{"run": id, "reads": [[source, job, parent, child, holding,        ``{"hello": executor,
-bytes], …], "writes": [[child, bytes], …], "compute_s", "after_s",   "address": …}``, once
+bytes], …], "writes": [[child, bytes], …], "compute_s", "since_s",   "address": …}``, once
 "job", "stage", "holding"}``
 ``{"reread": id, "reads": […]}``                                    ``{"computing": id, …}``
 ``{"kill": id}``                                                    ``{"unread": id, "reads"}``
@@ -18,8 +18,8 @@ bytes], …], "writes": [[child, bytes], …], "compute_s", "after_s",   "addres
 ``{"forget": job}``, ``{"gone": executor}``, ``{"peers": {executor: [address, port]}}``
 ==================================================================  ============================
 
-Between agents: ``{"get": [[job, parent, child, holding, bytes], …]}``, answered with
-``{"bytes": total}`` and that many bytes, or ``{"error": …}``.
+``since_s`` is when the task began in the cluster, on the monotonic clock, which all processes of a
+machine share. ``shuffle_io.py`` says what agents say among themselves.
 """
 
 from __future__ import annotations
@@ -32,41 +32,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster_sim.wire import MAX_LINE_BYTES, Guests, Message, WireError, encode, receive
+from cluster_sim.shuffle_io import ByteServer, Rows, Source
+from cluster_sim.wire import Message, Talk, WireError, precise_loop
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
-BLOCK_BYTES = 1 << 16
 BURN_SLICE_S = 0.002
-_BLOCK = bytes(BLOCK_BYTES)
 
 Work = Literal["sleep", "burn"]
 Output = tuple[int, int, int, int]  # job, parent, child, holding
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class _Unreadable(Exception):
-    """A source does not give what it was asked for."""
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
     """What runs.
 
     Attributes:
         number: the master's.
-        rereads: answers to what could not be read.
+        order: what it said.
+        began_s: when it was heard.
+        waiting: what is asked for, by connection.
+        unread: how many answers of the master are awaited.
+        network_s: time of the network, that of the slowest source.
         local_bytes: read of its own output.
         remote_bytes: received from others.
         wasted_bytes: received in vain.
+        due_s: when it is to end, once it computes.
     """
 
     number: int
-    rereads: asyncio.Queue[list[list[int]]] = field(default_factory=asyncio.Queue)
+    order: Message
+    began_s: float
+    waiting: dict[int, Source] = field(default_factory=dict)
+    unread: int = 0
+    network_s: float = 0.0
+    has_reread: bool = False
     local_bytes: int = 0
     remote_bytes: int = 0
     wasted_bytes: int = 0
+    due_s: float = 0.0
+    timer: asyncio.Handle | None = None
 
 
 def agent_process(
@@ -80,8 +86,8 @@ def agent_process(
         listener: where it serves others.
         work: whether tasks sleep, or keep a core busy.
     """
-    with contextlib.suppress(ConnectionError):
-        asyncio.run(Agent(executor, listener, work).run(master))
+    with contextlib.suppress(ConnectionError), asyncio.Runner(loop_factory=precise_loop) as runner:
+        runner.run(Agent(executor, listener, work).run(master))
 
 
 class Agent:
@@ -93,14 +99,11 @@ class Agent:
         self._work = work
         self._held: dict[Output, int] = {}
         self._peers: dict[int, tuple[str, int]] = {}
-        self._streams: dict[int, Stream] = {}
-        self._read_now: dict[int, Stream] = {}
+        self._idle: dict[int, Source] = {}
         self._gone: set[int] = set()
-        self._guests = Guests()
         self._task: _Task | None = None
-        self._runs: asyncio.Task[None] | None = None
-        self._due_s = 0.0  # when the last task is to end, or was
-        self._master: asyncio.StreamWriter | None = None
+        self._ended = asyncio.Event()
+        self._master = Talk(self._obey, lambda talk: self._ended.set())
 
     async def run(self, master: tuple[str, int]) -> None:
         """Works until the master closes the connection.
@@ -108,58 +111,46 @@ class Agent:
         Raises:
             ConnectionError: there is no master, or it is not what it should be.
         """
-        server = await asyncio.start_server(self._serve, sock=self._listener, limit=MAX_LINE_BYTES)
-        reader, self._master = await asyncio.open_connection(*master, limit=MAX_LINE_BYTES)
-        beat = asyncio.create_task(self._beat())
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._give_up)
+        server = ByteServer(self._listener, self._problem)
         try:
             address = list(self._listener.getsockname())
-            self._say({"hello": self._executor, "address": address})
-            while (message := await receive(reader)) is not None:
-                await self._obey(message)
+            await self._loop.create_connection(lambda: self._master, *master)
+            self._master.say({"hello": self._executor, "address": address})
+            while not self._ended.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), BEAT_S)
+                self._master.say({"beat": True})
         finally:
-            beat.cancel()
-            await self._stop()
-            for _, writer in self._streams.values():
-                writer.close()
-            self._master.close()
+            self._stop()
+            for source in self._idle.values():
+                source.close()
+            self._master.abort()
             server.close()
-            await self._guests.see_off()
 
-    def _say(self, message: Message) -> None:
-        assert self._master is not None
-        self._master.write(encode(message))
+    def _give_up(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An agent that failed for a reason of its own is of no use: it is lost."""
+        log.error("executor %d gives up: %s", self._executor, context)
+        self._master.abort()
 
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            self._say({"beat": True})
-
-    async def _obey(self, message: Message) -> None:
+    def _obey(self, talk: Talk, message: Message) -> None:
         match message:
             case {"run": int(number)}:
-                await self._stop()
-                now_s = asyncio.get_running_loop().time()
-                since_s = self._due_s + float(message["after_s"]) if self._due_s else now_s
-                self._task = _Task(number)
-                self._runs = asyncio.create_task(
-                    self._run(self._task, message, min(since_s, now_s), now_s)
-                )
-                self._runs.add_done_callback(self._give_up)
+                self._stop()
+                self._begin(_Task(number, message, self._loop.time()))
             case {"kill": int(number)}:
                 if self._task is not None and self._task.number == number:
-                    await self._stop()
-                    self._due_s = 0.0
+                    self._stop()
             case {"reread": int(number), "reads": list(reads)}:
                 if self._task is not None and self._task.number == number:
-                    self._task.rereads.put_nowait(reads)
+                    self._task.unread -= 1
+                    self._fetch(self._task, reads)
             case {"hold": list(rows)}:
                 for *output, size in rows:
                     self._hold(output, size)
             case {"gone": int(executor)}:
-                self._gone.add(executor)  # it may hang, with its connections open
-                for streams in (self._streams, self._read_now):
-                    if executor in streams:
-                        streams.pop(executor)[1].transport.abort()
+                self._part_with(executor)
             case {"forget": int(job)}:
                 self._held = {one: size for one, size in self._held.items() if one[0] != job}
             case {"peers": dict(peers)}:
@@ -168,158 +159,129 @@ class Agent:
             case _:
                 raise WireError(f"the master says {message}")
 
-    def _give_up(self, ended: asyncio.Task[None]) -> None:
-        """An agent whose task failed for a reason of its own is of no use: it is lost."""
-        if not ended.cancelled() and (error := ended.exception()) is not None:
-            log.error("executor %d gives up: %r", self._executor, error)
-            assert self._master is not None
-            self._master.transport.abort()
+    def _part_with(self, executor: int) -> None:
+        """An executor is lost; it may hang, with its connections open."""
+        self._gone.add(executor)
+        if executor in self._idle:
+            self._idle.pop(executor).close()
+        if self._task is not None and executor in self._task.waiting:
+            self._task.waiting[executor].fail()
 
     def _hold(self, output: Sequence[int], size: int) -> None:
         job, parent, child, holding = output
         key = (job, parent, child, holding)
         self._held[key] = self._held.get(key, 0) + size
 
-    async def _stop(self) -> None:
-        if self._runs is not None:
-            self._runs.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._runs
-        self._task = self._runs = None
+    def _stop(self) -> None:
+        """Gives up what runs, if it does; a stream in the middle of an answer is of no use."""
+        task, self._task = self._task, None
+        if task is not None:
+            for source in task.waiting.values():
+                source.close()
+            if task.timer is not None:
+                task.timer.cancel()
 
     # ---- tasks ---------------------------------------------------------------------------------
 
-    async def _run(self, task: _Task, order: Message, since_s: float, now_s: float) -> None:
-        """Runs a task that is to count from ``since_s``: what the way of messages took is not it.
+    def _begin(self, task: _Task) -> None:
+        self._task = task
+        self._fetch(task, task.order["reads"])
 
-        So the computing is shortened by how late the order came. When it begins, its end is known,
-        and the master told: no message is on its way when the next task is to begin.
+    def _fetch(self, task: _Task, reads: list[list[int]]) -> None:
+        """Reads from all sources at once."""
+        by_source: dict[int, list[list[int]]] = {}
+        for source, *read in reads:
+            by_source.setdefault(source, []).append(read)
+        unread: list[list[int]] = []
+        for source, rows in by_source.items():
+            if not self._has_asked(task, source, rows):
+                unread += [[source, *row] for row in rows]
+        if unread:
+            self._ask_where(task, unread)
+        self._compute_if_read(task)
+
+    def _has_asked(self, task: _Task, source: int, rows: list[list[int]]) -> bool:
+        """Whether a source has been asked, or it is this one and has it."""
+        if source == self._executor:
+            if self._problem(rows) is not None:
+                return False
+            task.local_bytes += sum(row[-1] for row in rows)
+            return True
+        if source not in self._peers or source in self._gone or source in task.waiting:
+            return False
+        stream = self._idle.pop(source, None)
+        if stream is None or not stream.is_open:
+            stream = Source(self._peers[source])
+        task.waiting[source] = stream
+
+        def done(network_s: float | None) -> None:
+            del task.waiting[source]
+            if network_s is None:
+                task.wasted_bytes += stream.got_bytes
+                self._ask_where(task, [[source, *row] for row in rows])
+                return
+            self._idle[source] = stream
+            task.remote_bytes += stream.got_bytes
+            task.network_s = max(task.network_s, network_s)
+            self._compute_if_read(task)
+
+        stream.ask(rows, done)
+        return True
+
+    def _ask_where(self, task: _Task, reads: list[list[int]]) -> None:
+        """What a source does not give, another one has; the master knows."""
+        task.unread += 1
+        task.has_reread = True
+        self._master.say({"unread": task.number, "reads": reads})
+
+    def _compute_if_read(self, task: _Task) -> None:
+        """Computes once all is read.
+
+        What the way of messages took is not the task's, so the computing is shortened by that. When
+        it begins, its end is known, and the master told: no message is on its way when the next
+        task is to begin.
         """
-        loop = asyncio.get_running_loop()
-        if order["reads"]:
-            await self._fetch_all(task, order["reads"])
-        fetched_s = loop.time()
-        self._due_s = since_s + (fetched_s - now_s) + float(order["compute_s"])
+        if task.waiting or task.unread or task.due_s:
+            return
+        order = task.order
+        # Where the master had to be asked, the bytes took as long as that took, too.
+        fetch_s = self._loop.time() - task.began_s if task.has_reread else task.network_s
+        since_s = min(float(order["since_s"]), task.began_s)
+        task.due_s = since_s + fetch_s + float(order["compute_s"])
         for child, size in order["writes"]:  # nobody asks for it before the master says so
             self._hold((order["job"], order["stage"], child, order["holding"]), size)
-        self._say(
+        self._master.say(
             {
                 "computing": task.number,
-                "fetch_s": fetched_s - now_s,
-                "late_s": now_s - since_s,
+                "fetch_s": fetch_s,
+                "late_s": task.began_s - since_s,
                 "local": task.local_bytes,
                 "remote": task.remote_bytes,
                 "wasted": task.wasted_bytes,
             }
         )
-        await self._compute(self._due_s)
-        self._task = self._runs = None
-
-    async def _compute(self, due_s: float) -> None:
-        loop = asyncio.get_running_loop()
         if self._work == "sleep":
-            if (left_s := due_s - loop.time()) > 0:
-                await asyncio.sleep(left_s)
-            return
-        while (left_s := due_s - loop.time()) > 0:
-            until_s = loop.time() + min(left_s, BURN_SLICE_S)
-            while loop.time() < until_s:
-                pass
-            await asyncio.sleep(0)  # others are served in between
+            task.timer = self._loop.call_at(task.due_s, self._end, task)
+        else:
+            self._burn(task)
 
-    async def _fetch_all(self, task: _Task, reads: list[list[int]]) -> None:
-        """Reads from all sources at once; asks the master anew for what a source does not give."""
-        waiting = [asyncio.create_task(one) for one in self._fetches(task, reads)]
-        try:
-            while waiting:
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                waiting = [one for one in waiting if one not in done]
-                unread = [read for one in done for read in one.result()]
-                if unread:
-                    self._say({"unread": task.number, "reads": unread})
-                    again = await task.rereads.get()
-                    waiting += [asyncio.create_task(one) for one in self._fetches(task, again)]
-        finally:
-            for one in waiting:
-                one.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+    def _burn(self, task: _Task) -> None:
+        """Keeps a core busy, and serves others in between."""
+        until_s = min(self._loop.time() + BURN_SLICE_S, task.due_s)
+        while self._loop.time() < until_s:
+            pass
+        if until_s < task.due_s:
+            task.timer = self._loop.call_soon(self._burn, task)
+        else:
+            self._end(task)
 
-    def _fetches(self, task: _Task, reads: list[list[int]]) -> list[Any]:
-        by_source: dict[int, list[list[int]]] = {}
-        for source, *read in reads:
-            by_source.setdefault(source, []).append(read)
-        return [self._fetch(task, source, rows) for source, rows in by_source.items()]
-
-    async def _fetch(self, task: _Task, source: int, rows: list[list[int]]) -> list[list[int]]:
-        """Reads from one source; returns what it did not give: all of it or nothing."""
-        wanted = sum(row[-1] for row in rows)
-        if source == self._executor:
-            if self._problem(rows) is not None:
-                return [[source, *row] for row in rows]
-            task.local_bytes += wanted
-            return []
-        got = 0
-        stream: Stream | None = None
-        try:
-            # Nobody else may use a stream in the middle of an answer.
-            stream = self._streams.pop(source, None) or await self._connect(source)
-            if source in self._gone:
-                raise _Unreadable("it is lost")
-            self._read_now[source] = stream
-            reader, writer = stream
-            writer.write(encode({"get": rows}))
-            answer = await receive(reader)
-            if answer is None or answer.get("bytes") != wanted:
-                raise _Unreadable(str(answer))
-            while got < wanted:
-                block = await reader.read(min(BLOCK_BYTES, wanted - got))
-                if not block:
-                    raise _Unreadable("cut off")
-                got += len(block)
-        except (OSError, _Unreadable):
-            task.wasted_bytes += got
-            _close(stream)
-            return [[source, *row] for row in rows]
-        except asyncio.CancelledError:
-            _close(stream)
-            raise
-        finally:
-            self._read_now.pop(source, None)
-        task.remote_bytes += got
-        self._streams[source] = stream
-        return []
-
-    async def _connect(self, source: int) -> Stream:
-        if source not in self._peers:
-            raise _Unreadable(f"executor {source} is not known")
-        return await asyncio.open_connection(*self._peers[source], limit=MAX_LINE_BYTES)
+    def _end(self, task: _Task) -> None:
+        if self._task is task:
+            self._task = None
 
     # ---- serving -------------------------------------------------------------------------------
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one other agent."""
-        self._guests.take_in(writer)
-        try:
-            while (message := await receive(reader)) is not None:
-                rows = message.get("get")
-                if not isinstance(rows, list):
-                    return
-                if (problem := self._problem(rows)) is not None:
-                    writer.write(encode({"error": problem}))
-                    continue
-                left = sum(row[-1] for row in rows)
-                writer.write(encode({"bytes": left}))
-                while left > 0:
-                    block = min(left, BLOCK_BYTES)
-                    writer.write(_BLOCK if block == BLOCK_BYTES else _BLOCK[:block])
-                    await writer.drain()
-                    left -= block
-        except OSError:
-            pass  # the other one is gone, or is no agent
-        finally:
-            writer.close()
-
-    def _problem(self, rows: Sequence[Sequence[int]]) -> str | None:
+    def _problem(self, rows: Rows) -> str | None:
         """Why these cannot be served."""
         for row in rows:
             if len(row) != 5 or not all(isinstance(value, int) for value in row):
@@ -329,8 +291,3 @@ class Agent:
             if not 0 <= size <= held:
                 return f"{size} bytes of {row[:-1]} asked for; {held} are here"
         return None
-
-
-def _close(stream: Stream | None) -> None:
-    if stream is not None:
-        stream[1].close()

@@ -7,6 +7,8 @@ that where round trips are alike; slow start and losses are left aside.
 A star joins all hosts at one switch. A leaf–spine fabric has hosts at leaves and each leaf at every
 spine; what goes to a host of another leaf passes the spine of that host's number, as static routes
 have it, so that one flow takes one path.
+
+With a delay, bytes are behind by a round trip: that of the question and of their own way.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Fabric:
         spines: switches that join the leaves; 0 for a star, which has one leaf.
         spine_mbps: capacity of the link of a leaf and a spine, each way; 0 for a star.
         payload_share: what of a capacity is left for bytes of shuffles.
+        delay_ms: one-way delay of each link.
         links: all directions of all links.
     """
 
@@ -58,6 +61,7 @@ class Fabric:
     spines: int = 0
     spine_mbps: float = 0.0
     payload_share: float = 1.0
+    delay_ms: float = 0.0
     links: tuple[FabricLink, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class Fabric:
             rates_mbps["spine_mbps"] = self.spine_mbps
         if not 0 < self.payload_share <= 1:
             raise FabricError(f"payload_share {self.payload_share}; it must be above 0, at most 1")
+        if not (math.isfinite(self.delay_ms) and self.delay_ms >= 0):
+            raise FabricError(f"delay_ms = {self.delay_ms}; it must not be negative")
         for name, rate_mbps in rates_mbps.items():
             if not (math.isfinite(rate_mbps) and rate_mbps > 0):
                 raise FabricError(f"{name} = {rate_mbps}; it must be above 0")
@@ -117,13 +123,18 @@ class Fabric:
         )
 
     def compressed(self, time_scale: float) -> Fabric:
-        """The fabric that moves as many bytes in a time that is shorter by ``time_scale``."""
+        """The fabric that moves as many bytes in a time that is shorter by ``time_scale``.
+
+        Raises:
+            FabricError: ``time_scale`` is not above 0.
+        """
         if not (math.isfinite(time_scale) and time_scale > 0):
             raise FabricError(f"time_scale {time_scale}; it must be above 0")
         return dataclasses.replace(
             self,
             host_mbps=self.host_mbps / time_scale,
             spine_mbps=self.spine_mbps / time_scale,
+            delay_ms=self.delay_ms * time_scale,
         )
 
     def with_headers(self) -> Fabric:
@@ -137,6 +148,10 @@ class Fabric:
     def spine_to(self, host: int) -> int:
         """The spine on the way to a host from another leaf."""
         return host % self.spines
+
+    def round_trip_ms(self, source: int, target: int) -> float:
+        """How long a question and the beginning of its answer take where nothing else is sent."""
+        return 2 * self.delay_ms * len(self.path(source, target))
 
     def path(self, source: int, target: int) -> tuple[int, ...]:
         """Places in ``links`` on the way between two hosts; empty from a host to itself.
@@ -210,7 +225,7 @@ class FabricFlows:
     """
 
     def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
+        self.fabric = fabric
         bytes_per_ms = BYTES_PER_MS_PER_MBPS * fabric.payload_share  # at 1 Mbit/s
         self._capacities = [link.rate_mbps * bytes_per_ms for link in fabric.links]
         self._flows: list[_Flow] = []
@@ -241,7 +256,7 @@ class FabricFlows:
         assert reader not in self._open
         self._move_to(now_ms)
         flows = [
-            _Flow(reader, self._fabric.path(source, reader), float(size))
+            _Flow(reader, self.fabric.path(source, reader), float(size))
             for source, size in sizes.items()
             if size > 0 and source != reader
         ]

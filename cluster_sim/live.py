@@ -5,14 +5,17 @@ over TCP and time passes. All times inside are those of the cluster: ``time_scal
 seconds of it pass in one. Bytes and links are not scaled: ``Fabric.compressed`` says which links
 move the same bytes in the shorter time.
 
-What the driver itself takes, messages and timers, is not the cluster's: a task takes the time in
-which its bytes really came, and then that of its duration, counted from the event that began it.
-Its agent, which hears of that later, computes for a shorter time, and says how long the bytes took
-as soon as they are there, so that the end is known in time; an agent that dies before it is lost,
-with its task. How late tasks began is in the record.
-Where that is more than can be made up for, events come late, and so jobs end later.
-A decision is charged with the time that it took, not compressed, as in simulation; the rest of its
-real time is made up for likewise.
+What the driver itself takes, messages, timers and decisions, is not the cluster's. A task takes the
+time that the network took with its bytes, and then that of its duration, counted from the event
+that began it. Its agent, which hears of that later, computes for a shorter time, and says how long
+the bytes took as soon as they are there, so that the end is known in time; an agent that dies
+before it is lost, with its task. Where that is more than can be made up for, the cluster's clock is
+held (``live_clock.py``), and the run takes longer than the time scale says. The record has how late
+tasks began and how long the clock was held. Network and cluster come apart then: what is to share a
+link may do so for a shorter time. So a run that was held for much of its time wants a larger scale.
+
+A decision is charged with the time that it took, not compressed, as in simulation, or as long as
+the configuration says.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import socket
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -44,70 +46,22 @@ from cluster_sim.events import (
     WaitUntil,
 )
 from cluster_sim.jobs import Job, check_workload
-from cluster_sim.machine import Cluster, ClusterConfig, ClusterStateError
+from cluster_sim.live_clock import LiveClock
+from cluster_sim.live_run import LiveConfig, LiveRun, spread
+from cluster_sim.machine import Cluster, ClusterStateError
 from cluster_sim.map_outputs import MapOutputs, Read
 from cluster_sim.networked import successor_of
 from cluster_sim.observation import Assignment, ClusterView
 from cluster_sim.roster import LiveError, Roster
-from cluster_sim.simulated import MOVING_DELAY_MS, MS_PER_SECOND, ClusterRun, JobRecord, Watch
-from cluster_sim.task_records import Ended, ShuffleTotals, TaskRecord, ended_task, shuffle_totals
+from cluster_sim.simulated import MS_PER_SECOND, ClusterRun, JobRecord, Watch
+from cluster_sim.task_records import Ended, TaskRecord, ended_task, shuffle_totals
 from cluster_sim.wire import Message, WireError
 
 RETRY_S = 0.1  # until a source that gave nothing is asked again
 MOST_RETRIES = 200
 ROWS_PER_MESSAGE = 500
-P99 = 98  # place of the 99th percentile among 99
 
 AskController = Callable[[ClusterView], Awaitable[Assignment]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveConfig:
-    """A live cluster.
-
-    Attributes:
-        cluster: executors and speculation.
-        time_scale: seconds that pass per second of the cluster.
-        moving_delay_ms: how long an executor takes to another job.
-        decision_ms: how long a decision holds up all others; None: the time measured.
-        fan_in: see :class:`cluster_sim.map_outputs.MapOutputs`.
-        joined_within_s: for the agents to come; real time.
-        dead_after_s: an agent that says nothing for so long is lost; real time.
-    """
-
-    cluster: ClusterConfig
-    time_scale: float = 1.0
-    moving_delay_ms: float = MOVING_DELAY_MS
-    decision_ms: float | None = None
-    fan_in: int | None = 2
-    joined_within_s: float = 30.0
-    dead_after_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.time_scale <= 1:
-            raise ValueError(f"time_scale {self.time_scale}; it must be above 0, and at most 1")
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRun:
-    """A live run.
-
-    Attributes:
-        cluster: as of a simulated one.
-        tasks: every attempt at a task, in the order in which they ended.
-        shuffle: what they read.
-        lost: executors that were lost, in order.
-        wall_s: how long it took.
-        late_ms: how much later than the cluster had it tasks began, in real time: median, 99th
-            percentile and most.
-    """
-
-    cluster: ClusterRun
-    tasks: tuple[TaskRecord, ...]
-    shuffle: ShuffleTotals
-    lost: tuple[int, ...]
-    wall_s: float
-    late_ms: tuple[float, float, float]
 
 
 async def run_live(
@@ -117,6 +71,7 @@ async def run_live(
     ask: AskController,
     listener: socket.socket,
     watch: Watch | None = None,
+    clock: LiveClock | None = None,
 ) -> LiveRun:
     """Waits for the agents, then runs jobs to their end.
 
@@ -127,6 +82,7 @@ async def run_live(
         ask: the controller.
         listener: where agents come to; closed at the end.
         watch: told every event and its time, before it is handled.
+        clock: to be started and held here, for others to read; by default one of its own.
 
     Raises:
         JobError: the jobs are out of order.
@@ -135,7 +91,8 @@ async def run_live(
         InvalidAssignment: the controller chose what may not be chosen.
     """
     check_workload(jobs)
-    return await _Master(jobs, config, durations, ask, watch).run(listener)
+    clock = clock or LiveClock(config.time_scale)
+    return await _Master(jobs, config, durations, ask, watch, clock).run(listener)
 
 
 @dataclass(slots=True)
@@ -148,6 +105,11 @@ class _Attempt:
     report: Message | None = None
     retries: int = 0
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it reads anything of other executors."""
+        return any(read.source != self.start.executor for read in self.reads)
+
 
 class _Master:
     """One run."""
@@ -159,6 +121,7 @@ class _Master:
         durations: DurationModel,
         ask: AskController,
         watch: Watch | None,
+        clock: LiveClock,
     ) -> None:
         self._jobs, self._config, self._durations = jobs, config, durations
         self._ask, self._watch = ask, watch
@@ -169,17 +132,17 @@ class _Master:
         self._gone: set[int] = set()  # lost executors, for all that the machine knows
         self._lost: list[int] = []
         self._running: dict[int, _Attempt] = {}
-        self._reported_ms = [0.0] * self._executors  # when the last task of each ended
         self._pending = [-1] * self._executors
         self._queue: list[tuple[float, int, Event]] = []
         self._numbered = 0
         self._now_ms = 0.0
-        self._began_s = 0.0
+        self._clock = clock
+        self._moved_ms = 0.0
         self._finished_ms: dict[int, float] = {}
         self._decisions = self._events = 0
         self._records: list[TaskRecord] = []
         self._late_s: list[float] = []
-        self._changed = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
         self._problem: Exception | None = None
         self._retries: set[asyncio.TimerHandle] = set()
 
@@ -187,12 +150,14 @@ class _Master:
         """Runs to the end."""
         try:
             await self._agents.gather(listener, self._config.joined_within_s)
-            self._began_s = asyncio.get_running_loop().time()
+            self._loop = asyncio.get_running_loop()
+            began_s = self._loop.time()
+            self._clock.start(began_s)
             for job in self._jobs:
                 self._push(job.arrived_ms, JobArrived(job))
             while len(self._finished_ms) < len(self._jobs):
                 await self._handle(*await self._next_event())
-            return self._summed_up()
+            return self._summed_up(self._loop.time() - began_s)
         finally:
             await self._agents.close()
             for retry in self._retries:
@@ -200,21 +165,16 @@ class _Master:
 
     # ---- time ----------------------------------------------------------------------------------
 
-    def _wall_ms(self) -> float:
-        """The cluster's time."""
-        passed_s = asyncio.get_running_loop().time() - self._began_s
-        return passed_s * MS_PER_SECOND / self._config.time_scale
-
-    def _to_wall_s(self, cluster_ms: float) -> float:
-        return cluster_ms / MS_PER_SECOND * self._config.time_scale
+    def _clock_ms(self) -> float:
+        return self._clock.at_ms(self._loop.time())
 
     async def _next_event(self) -> tuple[float, Event]:
-        """Waits for what is due next."""
+        """Waits for what is due next; what agents have said by then comes first."""
+        await asyncio.sleep(0)
         while True:
             if self._problem is not None:
                 raise self._problem
-            self._changed.clear()
-            left_s = self._config.dead_after_s / 4
+            wait_s = self._config.dead_after_s / 4
             if self._queue:
                 at_ms, number, event = self._queue[0]
                 if isinstance(event, TaskFinished | ExecutorArrived) and (
@@ -222,37 +182,61 @@ class _Master:
                 ):
                     heapq.heappop(self._queue)
                     continue
-                left_s = min(left_s, self._to_wall_s(at_ms - self._wall_ms()))
-                if left_s <= 0:
+                now_s = self._loop.time()
+                left_s = self._clock.real_s(at_ms) - now_s
+                if left_s <= 0 and self._is_known(event):
                     heapq.heappop(self._queue)
+                    self._clock.hold(at_ms, now_s)
                     return at_ms, event
+                if left_s > 0:
+                    wait_s = min(wait_s, left_s)
             elif not self._running:
                 waiting = ", ".join(map(str, self._cluster.active_jobs))
                 raise ClusterStateError(
                     f"jobs {waiting} wait for executors, and nothing is to happen any more"
                 )
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                self._agents.look_for_silent()
+            await self._wait(wait_s)
+
+    def _is_known(self, event: Event) -> bool:
+        """Whether it has happened; of a task that is to end its agent may have said nothing yet."""
+        return (
+            not isinstance(event, TaskFinished) or self._running[event.executor].report is not None
+        )
+
+    async def _wait(self, seconds: float) -> None:
+        """Waits until something has changed, but not for longer."""
+        self._waiting = self._loop.create_future()
+        alarm = self._loop.call_later(seconds, self._wake)
+        try:
+            await self._waiting
+        finally:
+            alarm.cancel()
+            self._waiting = None
+        self._agents.look_for_silent()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def _push(self, at_ms: float, event: Event) -> int:
         number = self._numbered
         heapq.heappush(self._queue, (at_ms, number, event))
         self._numbered = number + 1
-        self._changed.set()
+        self._wake()
         return number
 
     # ---- agents --------------------------------------------------------------------------------
 
     def agent_joined(self, executor: int) -> None:
         """See ``roster.Listener``."""
-        self._push(self._wall_ms(), ExecutorJoined(executor))
+        self._push(self._clock_ms(), ExecutorJoined(executor))
 
     def agent_lost(self, executor: int) -> None:
         """See ``roster.Listener``."""
-        self._push(self._wall_ms(), ExecutorLost(executor))
+        attempt = self._running.get(executor)
+        if attempt is not None and attempt.report is None:
+            self._pending[executor] = -1  # nobody will ever say that it has ended
+        self._push(self._clock_ms(), ExecutorLost(executor))
 
     def agent_says(self, executor: int, message: Message) -> None:
         """See ``roster.Listener``."""
@@ -263,15 +247,19 @@ class _Master:
             case {"computing": int(number)}:
                 if attempt is not None and attempt.number == number:
                     attempt.report = message
-                    fetch_ms = float(message["fetch_s"]) * MS_PER_SECOND / self._config.time_scale
-                    at_ms = attempt.start_ms + fetch_ms + attempt.took_ms
                     self._late_s.append(float(message["late_s"]))
-                    self._pending[executor] = self._push(at_ms, TaskFinished(executor))
+                    if attempt.is_remote:
+                        fetch_ms = self._clock.to_ms(float(message["fetch_s"]))
+                        self._end_at(executor, attempt.start_ms + fetch_ms + attempt.took_ms)
+                    self._wake()
             case {"unread": int(number), "reads": list(reads)}:
                 if attempt is not None and attempt.number == number:
                     self._reread(executor, attempt, reads)
             case _:
                 raise WireError(f"executor {executor} says {message}")
+
+    def _end_at(self, executor: int, at_ms: float) -> None:
+        self._pending[executor] = self._push(at_ms, TaskFinished(executor))
 
     def _reread(self, executor: int, attempt: _Attempt, reads: list[list[int]]) -> None:
         """An agent could not read: it is told where to now, later if nothing has changed."""
@@ -285,7 +273,7 @@ class _Master:
             return
         if attempt.retries >= MOST_RETRIES:
             self._problem = LiveError(f"executor {executor} cannot read {places[0]}")
-            self._changed.set()
+            self._wake()
             return
         attempt.retries = -(attempt.retries + 1)  # below 0: to be tried without a change
 
@@ -293,7 +281,7 @@ class _Master:
             self._retries.discard(handle)
             self._reread(executor, attempt, reads)
 
-        handle = asyncio.get_running_loop().call_later(RETRY_S, again)
+        handle = self._loop.call_later(RETRY_S, again)
         self._retries.add(handle)
 
     # ---- events and commands -------------------------------------------------------------------
@@ -302,6 +290,7 @@ class _Master:
         if isinstance(event, ExecutorLost) and event.executor in self._gone:
             return
         # What happens while a decision is made is noticed when it has been made.
+        self._moved_ms += max(self._now_ms - at_ms, 0.0)
         self._now_ms = max(self._now_ms, at_ms)
         self._note(event, at_ms)
         self._events += 1
@@ -316,7 +305,6 @@ class _Master:
         match event:
             case TaskFinished(executor):
                 self._outputs.finish(self._running[executor].start)
-                self._reported_ms[executor] = at_ms
                 self._end(executor, "finished", at_ms)
             case ExecutorLost(executor):
                 self._lose(executor)
@@ -349,7 +337,9 @@ class _Master:
         fetch_s = report.get("fetch_s")
         compute_ms = None
         if fetch_s is not None:
-            compute_ms = attempt.start_ms + fetch_s * MS_PER_SECOND / self._config.time_scale
+            compute_ms = attempt.start_ms
+            if attempt.is_remote:
+                compute_ms += self._clock.to_ms(float(fetch_s))
         self._records.append(
             ended_task(
                 attempt.start,
@@ -393,6 +383,8 @@ class _Master:
         self._numbered += 1
         self._running[executor] = attempt
         self._pending[executor] = -1
+        if not attempt.is_remote:
+            self._end_at(executor, self._now_ms + took_ms)
         self._agents.say(  # one that is gone hears nothing, and its loss is handled next
             executor,
             {
@@ -412,8 +404,8 @@ class _Master:
                     for read in attempt.reads
                 ],
                 "writes": [[one.child, one.size_bytes] for one in outputs.writes(start)],
-                "compute_s": self._to_wall_s(took_ms),
-                "after_s": self._to_wall_s(self._now_ms - self._reported_ms[executor]),
+                "compute_s": self._clock.to_real_s(took_ms),
+                "since_s": self._clock.real_s(self._now_ms),
             },
         )
 
@@ -433,7 +425,7 @@ class _Master:
         self._now_ms += decision_ms
         return self._cluster.handle(decided, now_ms=self._now_ms)
 
-    def _summed_up(self) -> LiveRun:
+    def _summed_up(self, wall_s: float) -> LiveRun:
         records = tuple(
             JobRecord(
                 job.job,
@@ -450,18 +442,8 @@ class _Master:
             tuple(self._records),
             shuffle_totals(self._records),
             tuple(self._lost),
-            asyncio.get_running_loop().time() - self._began_s,
-            _spread(late_ms),
+            wall_s,
+            spread(late_ms),
+            self._clock.held_s,
+            self._moved_ms / max(self._events, 1),
         )
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    """Median, 99th percentile and most."""
-    if len(values) < 2:
-        only = values[0] if values else 0.0
-        return (only, only, only)
-    return (
-        statistics.median(values),
-        statistics.quantiles(values, n=P99 + 2, method="inclusive")[P99],
-        max(values),
-    )

@@ -98,6 +98,7 @@ class _Attempt:
     reads: tuple[Read, ...]
     took_ms: float
     start_ms: float
+    round_trip_ms: float
     compute_ms: float | None = None
 
 
@@ -181,8 +182,9 @@ class _Simulation:
 
     def _compute(self, executor: int, at_ms: float) -> None:
         attempt = self._running[executor]
-        attempt.compute_ms = at_ms
-        self._pending[executor] = self._push(at_ms + attempt.took_ms, TaskFinished(executor))
+        attempt.compute_ms = at_ms + attempt.round_trip_ms
+        end_ms = attempt.compute_ms + attempt.took_ms
+        self._pending[executor] = self._push(end_ms, TaskFinished(executor))
 
     def _note(self, event: Event, at_ms: float) -> None:
         """Keeps the ledger of who runs and holds what."""
@@ -246,11 +248,14 @@ class _Simulation:
     def _start(self, start: StartTask) -> None:
         executor, reads = start.executor, self._outputs.reads(start)
         took_ms = self._durations.draw_ms(start)
-        self._running[executor] = _Attempt(start, reads, took_ms, self._now_ms)
-        self._pending[executor] = -1
         sizes: dict[int, int] = {}
         for read in reads:
             sizes[read.source] = sizes.get(read.source, 0) + read.size_bytes
+        # The farthest source is taken for the slowest.
+        ways_ms = (self._flows.fabric.round_trip_ms(source, executor) for source in sizes)
+        round_trip_ms = max(ways_ms, default=0.0)
+        self._running[executor] = _Attempt(start, reads, took_ms, self._now_ms, round_trip_ms)
+        self._pending[executor] = -1
         if not self._flows.begin(executor, sizes, now_ms=self._now_ms):
             self._compute(executor, self._now_ms)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cluster_sim.wire import MAX_LINE_BYTES, Guests, Message, encode, receive
+from cluster_sim.wire import Message, Talk, WireError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Agent:
-    writer: asyncio.StreamWriter
+    talk: Talk
     address: tuple[str, int]
     heard_s: float
 
@@ -49,8 +48,9 @@ class Roster:
         self._dead_after_s = dead_after_s
         self._listener = listener
         self._agents: dict[int, _Agent] = {}
+        self._executor_of: dict[Talk, int] = {}
+        self._guests: set[Talk] = set()
         self._server: asyncio.Server | None = None
-        self._guests = Guests()
         self._came = asyncio.Event()
         self._is_complete = False
         self._looked_s = 0.0
@@ -64,9 +64,8 @@ class Roster:
         Raises:
             LiveError: some did not come.
         """
-        self._server = await asyncio.start_server(
-            self._welcome, sock=listener, limit=MAX_LINE_BYTES
-        )
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._welcome, sock=listener)
         try:
             async with asyncio.timeout(within_s):
                 while len(self._agents) < self._executors:
@@ -83,8 +82,8 @@ class Roster:
     def say(self, executor: int, message: Message) -> None:
         """Tells an agent something; one that is gone hears nothing."""
         agent = self._agents.get(executor)
-        if agent is not None and not agent.writer.is_closing():
-            agent.writer.write(encode(message))
+        if agent is not None:
+            agent.talk.say(message)
 
     def say_to_all(self, message: Message) -> None:
         """Tells all agents something."""
@@ -98,56 +97,61 @@ class Roster:
             for agent in self._agents.values():  # it was here that nobody listened
                 agent.heard_s = now_s
         self._looked_s = now_s
-        silent: Iterable[tuple[int, _Agent]] = list(self._agents.items())
-        for executor, agent in silent:
+        for executor, agent in list(self._agents.items()):
             if now_s - agent.heard_s > self._dead_after_s:
                 log.warning("executor %d says nothing any more", executor)
-                agent.writer.transport.abort()
-                self._miss(executor, agent.writer)
+                agent.talk.abort()
+                self._miss(agent.talk)
 
     async def close(self) -> None:
         """Ends all connections, and with them the agents."""
         self._is_complete = False
         if self._server is not None:
             self._server.close()
-        await self._guests.see_off()
+        while self._guests:
+            for talk in self._guests:
+                talk.abort()
+            await asyncio.sleep(0)  # their ends are told in the next turn
 
     def _introduce(self) -> None:
         peers = {str(one): list(agent.address) for one, agent in self._agents.items()}
         self.say_to_all({"peers": peers})
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one agent, from its first word to its end."""
-        executor: int | None = None
-        self._guests.take_in(writer)
-        try:
-            match await receive(reader):
-                case {"hello": int(number), "address": [str(host), int(port)]} if (
-                    0 <= number < self._executors and number not in self._agents
-                ):
-                    executor = number
-                case other:
-                    log.warning("a stranger says %s", other)
-                    return
-            loop = asyncio.get_running_loop()
-            agent = self._agents[executor] = _Agent(writer, (host, port), loop.time())
-            self._came.set()
-            if self._is_complete:
-                self._introduce()
-                self._listener.agent_joined(executor)
-            while (message := await receive(reader)) is not None:
-                agent.heard_s = loop.time()
-                self._listener.agent_says(executor, message)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("executor %s: %r", executor, error)
-        finally:
-            writer.close()
-            if executor is not None:
-                self._miss(executor, writer)
+    def _welcome(self) -> Talk:
+        talk = Talk(self._hear, self._take_leave)
+        self._guests.add(talk)
+        return talk
 
-    def _miss(self, executor: int, writer: asyncio.StreamWriter) -> None:
-        agent = self._agents.get(executor)
-        if agent is not None and agent.writer is writer:
+    def _hear(self, talk: Talk, message: Message) -> None:
+        executor = self._executor_of.get(talk)
+        if executor is None:
+            self._take_in(talk, message)
+            return
+        self._agents[executor].heard_s = asyncio.get_running_loop().time()
+        self._listener.agent_says(executor, message)
+
+    def _take_in(self, talk: Talk, message: Message) -> None:
+        match message:
+            case {"hello": int(number), "address": [str(host), int(port)]} if (
+                0 <= number < self._executors and number not in self._agents
+            ):
+                now_s = asyncio.get_running_loop().time()
+                self._agents[number] = _Agent(talk, (host, port), now_s)
+                self._executor_of[talk] = number
+                self._came.set()
+                if self._is_complete:
+                    self._introduce()
+                    self._listener.agent_joined(number)
+            case _:
+                raise WireError(f"a stranger says {message}")
+
+    def _take_leave(self, talk: Talk) -> None:
+        self._guests.discard(talk)
+        self._miss(talk)
+
+    def _miss(self, talk: Talk) -> None:
+        executor = self._executor_of.pop(talk, None)
+        if executor is not None:
             del self._agents[executor]
             if self._is_complete:
                 self._listener.agent_lost(executor)

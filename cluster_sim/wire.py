@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import logging
+import selectors
 import socket
+from collections.abc import Callable
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1 << 16
 
@@ -44,46 +48,68 @@ def decode(line: bytes) -> Message:
     return message
 
 
-class Guests:
-    """The connections that a server has; with them its tasks, which end when they are closed."""
+def precise_loop() -> asyncio.AbstractEventLoop:
+    """An event loop whose timers are not rounded up to whole milliseconds, as those of epoll are.
 
-    def __init__(self) -> None:
-        self._writers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
-
-    def take_in(self, writer: asyncio.StreamWriter) -> None:
-        """Notes the connection that the current task serves; small messages go out at once."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._writers[task] = writer
-        task.add_done_callback(self._writers.pop)
-        with contextlib.suppress(OSError):  # closed already
-            # asyncio does so itself where the listening socket names its protocol.
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    async def see_off(self) -> None:
-        """Closes all connections and waits for their tasks."""
-        tasks = list(self._writers)
-        for writer in self._writers.values():
-            writer.transport.abort()
-        if tasks:
-            await asyncio.wait(tasks)
-
-
-async def receive(reader: asyncio.StreamReader) -> Message | None:
-    """The next message; None at the end of the stream, even where that cuts one off.
-
-    Args:
-        reader: made with ``limit=MAX_LINE_BYTES``.
-
-    Raises:
-        WireError: the line is too long, or no message.
+    A millisecond is 50 of the cluster's at a time scale of 0.02.
     """
-    try:
-        line = await reader.readuntil(b"\n")
-    except asyncio.IncompleteReadError:
-        return None
-    except asyncio.LimitOverrunError as error:
-        raise WireError(f"a line of more than {MAX_LINE_BYTES} bytes") from error
-    except ConnectionError:
-        return None
-    return decode(line)
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+class Talk(asyncio.Protocol):
+    """A connection over which messages come and go; small ones go out at once."""
+
+    def __init__(
+        self,
+        on_message: Callable[[Talk, Message], None],
+        on_end: Callable[[Talk], None] = lambda talk: None,
+    ) -> None:
+        """Notes who is told; what ``on_message`` raises ends the connection.
+
+        Args:
+            on_message: takes each message that comes.
+            on_end: hears, once, that there are no more.
+        """
+        self._on_message, self._on_end = on_message, on_end
+        self._transport: asyncio.Transport | None = None
+        self._unread = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See :class:`asyncio.Protocol`."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # asyncio does so itself only where the listening socket names its protocol.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """See :class:`asyncio.Protocol`."""
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        try:
+            for line in lines:
+                if self.is_closing:
+                    return
+                self._on_message(self, decode(line))
+            if len(self._unread) > MAX_LINE_BYTES:
+                raise WireError(f"a line of more than {MAX_LINE_BYTES} bytes")
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            log.warning("%r", error)
+            self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See :class:`asyncio.Protocol`."""
+        self._on_end(self)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be said."""
+        return self._transport is None or self._transport.is_closing()
+
+    def say(self, message: Message) -> None:
+        """Sends a message; into the void if the connection has ended."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    def abort(self) -> None:
+        """Ends the connection."""
+        if self._transport is not None:
+            self._transport.abort()

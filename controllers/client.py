@@ -55,6 +55,11 @@ class ControllerClient:
         }
         self._http: aiohttp.ClientSession | None = None
 
+    @property
+    def url(self) -> str:
+        """Where the arm takes observations."""
+        return str(self._url)
+
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(keepalive_timeout=KEEP_ALIVE_S),

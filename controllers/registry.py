@@ -33,6 +33,8 @@ class Controller(Protocol):
     - ``needs_future``: it knows what is to come (an oracle). Its class offers ``for_session``,
       which returns a copy bound to one session: for ``abr``, in simulated runs only,
       ``for_session(video, link, start_s, player)``; for ``viewport`` ``for_session(motion)``.
+    - ``uses_earlier_viewers``: for ``viewport``; False: it never looks at an observation's
+      ``earlier``, which is then left out, as that is most of a question. True where not set.
     - ``decide_many``: answers several observations in one call, for batching in the service.
     """
 
@@ -116,3 +118,9 @@ def create(task: str, name: str, options: Mapping[str, Any] | None = None) -> Co
 def needs_future(task: str, name: str) -> bool:
     """Whether the controller must know what is to come."""
     return bool(getattr(controller_class(task, name), "needs_future", False))
+
+
+def uses_earlier_viewers(task: str, controller: str | Controller) -> bool:
+    """Whether a controller, or the one of that name, looks at what earlier viewers did."""
+    one = controller_class(task, controller) if isinstance(controller, str) else controller
+    return bool(getattr(one, "uses_earlier_viewers", task == "viewport"))

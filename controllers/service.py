@@ -27,7 +27,7 @@ from aiohttp import web
 from controllers.arm_thread import ArmThread, ControllerFailed
 from controllers.metrics import CONTENT_TYPE as METRICS_TYPE
 from controllers.metrics import Arm, Metrics
-from controllers.registry import Controller
+from controllers.registry import Controller, uses_earlier_viewers
 from controllers.wire import (
     DEADLINE_HEADER,
     KEEP_ALIVE_S,
@@ -108,6 +108,9 @@ class _Service:
     def __init__(self, arms: Mapping[Arm, Controller], limits: ServiceLimits) -> None:
         self.limits = limits
         self._wires = {arm: task_wire(arm[0]) for arm in arms}
+        self._uses_earlier = {
+            arm: uses_earlier_viewers(arm[0], controller) for arm, controller in arms.items()
+        }
         self._threads = {
             arm: ArmThread("/".join(arm), controller) for arm, controller in arms.items()
         }
@@ -223,6 +226,7 @@ class _Service:
                         "decide": f"/v1/{quote(task, safe='')}/{quote(name, safe='')}/decide",
                         "observation": wire.observation.json_schema(),
                         "decision": wire.decision.json_schema(),
+                        "uses_earlier_viewers": self._uses_earlier[task, name],
                     }
                     for (task, name), wire in sorted(self._wires.items())
                 ]

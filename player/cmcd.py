@@ -1,7 +1,9 @@
-"""Common Media Client Data, version 1: what a player tells the server with each request.
+"""Common Media Client Data: what a player tells the server with each request.
 
 CTA-5004 (2020), section 3: comma-separated ``key=value`` in alphabetical order; strings in quotes,
-tokens bare, true booleans as the bare key, false ones and unknowns left out.
+tokens bare, true booleans as the bare key, false ones and unknowns left out. Version 1 is written
+and read; of version 2 what requests carry is read: more keys, and lists such as ``(300;v)``, which
+become their one value.
 """
 
 from __future__ import annotations
@@ -57,16 +59,42 @@ KINDS: Mapping[str, Kind] = {
     "tb": Kind.INTEGER,  # highest bitrate of the ladder
     "v": Kind.INTEGER,  # version
 }
+#: What version 2 adds in requests; bitrates in kbit/s, times in ms.
+V2_KINDS: Mapping[str, Kind] = {
+    "ab": Kind.INTEGER,  # bitrates: of all streams together, and the lowest and highest of these
+    "lab": Kind.INTEGER,
+    "tab": Kind.INTEGER,
+    "lb": Kind.INTEGER,
+    "tbl": Kind.INTEGER,  # buffer length that is aimed for
+    "pb": Kind.INTEGER,  # bitrate that is played, and the highest that can be
+    "tpb": Kind.INTEGER,
+    "bg": Kind.BOOLEAN,  # the player is not visible
+    "bsa": Kind.INTEGER,  # starved buffer: how often, how long, how long in all
+    "bsd": Kind.INTEGER,
+    "bsda": Kind.INTEGER,
+    "cdn": Kind.STRING,
+    "cs": Kind.STRING,
+    "dfa": Kind.INTEGER,  # dropped frames
+    "ec": Kind.STRING,
+    "ltc": Kind.INTEGER,  # live latency
+    "msd": Kind.INTEGER,  # start-up
+    "nr": Kind.BOOLEAN,
+    "pt": Kind.INTEGER,
+    "sn": Kind.INTEGER,  # number of the request
+    "sta": Kind.TOKEN,
+}
 TOKENS: Mapping[str, frozenset[str]] = {
     "ot": frozenset({"m", "a", "v", "av", "i", "c", "tt", "k", "o"}),
     "sf": frozenset({"d", "h", "s", "o"}),
     "st": frozenset({"v", "l"}),
+    "sta": frozenset("spkrawefqd"),  # starting, playing, seeking, rebuffering, paused, …
 }
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
 _DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,6})?")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LIST_OF_ONE = re.compile(r'\(\s*("(?:[^"\\]|\\.)*"|[^\s();"]+)(?:;[a-z]+)*\s*\)(?:;[a-z]+)*')
 _FIELD = re.compile(r'(?:[^",\\]|"(?:[^"\\]|\\.)*"|["\\])+')  # up to a comma outside quotes
 
 
@@ -147,15 +175,20 @@ def parse(text: str) -> Parsed:
     errors: list[str] = []
     if len(text) > MAX_PAYLOAD_CHARACTERS:
         errors.append(f"cut after {MAX_PAYLOAD_CHARACTERS} characters")
-    for field in _fields(text[:MAX_PAYLOAD_CHARACTERS]):
+    fields = list(_fields(text[:MAX_PAYLOAD_CHARACTERS]))
+    is_v2 = "v=2" in fields
+    kinds = {**KINDS, **V2_KINDS} if is_v2 else KINDS
+    for field in fields:
         key, equals, raw = field.partition("=")
         if not _KEY.fullmatch(key):
             errors.append(f"not a key: {key[:40]!r}")
             continue
         if key in values:
             errors.append(f"{key} comes twice")
+        if is_v2 and (one := _LIST_OF_ONE.fullmatch(raw)):
+            raw = one.group(1)
         try:
-            values[key] = _parse_value(key, raw if equals else None)
+            values[key] = _parse_value(key, raw if equals else None, kinds)
         except CmcdError as error:
             errors.append(str(error))
             values[key] = raw
@@ -169,8 +202,8 @@ def _fields(text: str) -> Iterator[str]:
             yield field
 
 
-def _parse_value(key: str, raw: str | None) -> Value:
-    kind = KINDS.get(key)
+def _parse_value(key: str, raw: str | None, kinds: Mapping[str, Kind]) -> Value:
+    kind = kinds.get(key)
     if raw is None:
         if kind not in (Kind.BOOLEAN, None):
             raise CmcdError(f"{key} has no value")

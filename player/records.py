@@ -210,6 +210,9 @@ class SessionRecord:
         group: name of those that shared it; None: in files of versions that had one player each.
         background: the other traffic on the bottleneck, one per entry of the experiment.
         capture: what the player's packets say, if they were captured.
+        player: what played: ``headless``, or ``dashjs`` in a browser.
+        starved_s: the picture stood still though there was video to play, because the machine was
+            too busy to decode it; in no chunk's ``rebuffer_s``.
     """
 
     arm: str
@@ -229,6 +232,8 @@ class SessionRecord:
     group: str | None = None
     background: tuple[BackgroundRecord, ...] = ()
     capture: CaptureRecord | None = None
+    player: str = "headless"
+    starved_s: float = 0.0
 
     @property
     def bottleneck(self) -> tuple[str, str]:

@@ -19,6 +19,8 @@ from player.viewport_observation import (
 
 #: Of the number of samples, which are sums of floats apart.
 ROUNDING = 1e-6
+#: Of the angles that controllers are told: finer than any recording, and a third of the bytes.
+DECIMALS = 2
 
 
 class Viewer:
@@ -74,5 +76,5 @@ class Viewer:
 def _poses(motion: HeadMotion, times_s: FloatArray) -> tuple[HeadPose, ...]:
     return tuple(
         HeadPose(roll, min(max(pitch, PITCH_RANGE_DEG[0]), PITCH_RANGE_DEG[1]), yaw)
-        for roll, pitch, yaw in motion.at(times_s).tolist()
+        for roll, pitch, yaw in motion.at(times_s).round(DECIMALS).tolist()
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
+
+import numpy as np
 
 from player.angles import wrap_deg
 from player.observation import ObservationError
@@ -22,6 +26,7 @@ MAX_SPREAD_DEG = 360.0
 #: Extrapolations leave the range of a pose, but never go further than this.
 MAX_PREDICTED_DEG = 1e5
 
+_LEAST_POSE, _MOST_POSE = zip(ROLL_RANGE_DEG, PITCH_RANGE_DEG, YAW_RANGE_DEG, strict=True)
 _FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # read by pydantic at the edges
 
 
@@ -115,13 +120,11 @@ def check_viewport_observation(observation: ViewportObservation) -> None:
         "earlier",
         f"must hold at most {MAX_EARLIER_VIEWERS} viewers",
     )
-    for pose in observation.history:
-        _check_pose(pose, "history")
+    _check_poses(observation.history, "history")
     steps = len(observation.history) + observation.horizon
     for viewer in observation.earlier:
         _require(len(viewer) == steps, "earlier", f"needs {steps} poses per viewer")
-        for pose in viewer:
-            _check_pose(pose, "earlier")
+    _check_poses(tuple(itertools.chain.from_iterable(observation.earlier)), "earlier")
     for value in observation.image_features:
         _require(math.isfinite(value), "image_features", "must be finite")
 
@@ -148,23 +151,10 @@ def check_viewports(viewports: object, *, horizon: int) -> tuple[Viewport, ...]:
     return tuple(viewports)
 
 
-def _check_pose(pose: HeadPose, field: str) -> None:
-    for value, limits in _angles(pose):
-        _require(
-            _is_angle(value, limits), field, "roll and yaw must be -180 to 180, pitch -90 to 90"
-        )
-
-
-def _angles(pose: HeadPose) -> tuple[tuple[float, tuple[float, float]], ...]:
-    return (
-        (pose.roll_deg, ROLL_RANGE_DEG),
-        (pose.pitch_deg, PITCH_RANGE_DEG),
-        (pose.yaw_deg, YAW_RANGE_DEG),
-    )
-
-
-def _is_angle(value: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= value <= limits[1]  # false for NaN
+def _check_poses(poses: Sequence[HeadPose], field: str) -> None:
+    angles = np.fromiter(itertools.chain.from_iterable(poses), np.float64).reshape(-1, 3)
+    is_inside = (angles >= _LEAST_POSE) & (angles <= _MOST_POSE)  # false for NaN
+    _require(bool(is_inside.all()), field, "roll and yaw must be -180 to 180, pitch -90 to 90")
 
 
 def _require(holds: bool, field: str, message: str) -> None:

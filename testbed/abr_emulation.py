@@ -15,6 +15,7 @@ from player.records import ChunkRecord, SessionRecord
 from player.server import HostedVideo
 from player.video import Video
 from testbed.abr_experiment import AbrPlan, abr_experiment
+from testbed.browser_emulation import play_with_dashjs
 from testbed.emulated_task import Played, Seat, Shared
 from testbed.experiment_base import Experiment
 from testbed.sessions import Session
@@ -60,6 +61,8 @@ class AbrEmulation:
 
     async def play(self, plan: AbrPlan, session: Session, seat: Seat) -> float:
         """Streams the video."""
+        if plan.experiment.player_of(session.arm) == "dashjs":
+            return await play_with_dashjs(plan, session, seat)
         played = await play_headless(
             manifest_url=seat.manifest_url,
             ask=seat.ask,
@@ -88,7 +91,7 @@ class AbrEmulation:
             status="ok" if played.error is None else "failed",
             error=played.error,
             qoe_per_chunk=session_qoe([chunk.qoe for chunk in chunks]),
-            startup_s=chunks[0].rebuffer_s if chunks else None,
+            startup_s=_startup_s(played),
             wall_s=played.wall_s,
             start_index=session.start_index,
             link=shared.link,
@@ -97,4 +100,14 @@ class AbrEmulation:
             group=session.group,
             background=shared.background,
             capture=played.capture,
+            player=plan.experiment.player_of(session.arm),
+            starved_s=played.figures.get("starved_s", 0.0),
         )
+
+
+def _startup_s(played: Played) -> float | None:
+    """Until the first chunk was in, or until the player saw its first picture."""
+    told: float | None = played.figures.get("startup_s")
+    if told is None and played.chunks:
+        return float(played.chunks[0].rebuffer_s)
+    return told

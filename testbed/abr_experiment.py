@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from controllers import registry
+from player.browser_parts import BrowserMissing, find_browser
+from player.browser_rules import DASHJS_CONTROLLERS
 from player.machine import PlayerConfig
 from player.qoe import PENSIEVE_QOE, QoeWeights
 from player.video import Video
+from testbed.browser_checks import check_browser_keys
 from testbed.builtin import resolve_video
 from testbed.experiment_base import ConfigError, Experiment
 from testbed.experiment_checks import require
-from testbed.experiment_sections import PlayerSettings, VideoConfig
+from testbed.experiment_sections import ArmConfig, PlayerKind, PlayerSettings, VideoConfig
 from testbed.sessions import Plan, Session, StreamPlan, list_sessions, resolve_starts
 
 
@@ -43,6 +46,19 @@ class AbrExperiment(Experiment):
         """The table ``[player]``."""
         return self.player
 
+    @property
+    def has_browser(self) -> bool:
+        """Whether a browser plays, in some arm at least."""
+        return any(self.player_of(arm) == "dashjs" for arm in self.arms)
+
+    def player_of(self, arm: ArmConfig) -> PlayerKind:
+        """What plays in an arm."""
+        return arm.player or self.player.kind
+
+    def is_remote(self, arm: ArmConfig) -> bool:
+        """Whether a controller of the registry decides; False: dash.js does by itself."""
+        return arm.controller not in DASHJS_CONTROLLERS
+
     def check(self) -> None:
         """See :meth:`Experiment.check`."""
         super().check()
@@ -50,8 +66,11 @@ class AbrExperiment(Experiment):
         require(self.player.buffer_cap_s > 0, "player.buffer_cap_s: must be positive")
         require(self.player.chunk_timeout_s > 0, "player.chunk_timeout_s: must be positive")
         for arm in self.arms:
+            check_browser_keys(arm, self.player_of(arm), self.driver)
             require(
-                self.driver == "simulated" or not registry.needs_future(self.task, arm.controller),
+                self.driver == "simulated"
+                or not self.is_remote(arm)
+                or not registry.needs_future(self.task, arm.controller),
                 f"arms: {arm.label!r} knows the future of the trace; use driver = 'simulated'",
             )
 
@@ -81,6 +100,11 @@ def plan_abr(experiment: AbrExperiment, data_dir: Path | None, base: Path) -> Ab
         UnknownController: what is wrong, and where.
     """
     experiment.check_controllers()
+    if experiment.has_browser:
+        try:
+            find_browser()
+        except BrowserMissing as error:
+            raise ConfigError(f"player: {error}") from error
     starts = resolve_starts(experiment, data_dir, base)
     video = resolve_video(
         experiment.video.sizes,

@@ -19,13 +19,14 @@ from rich.logging import RichHandler
 
 from adapters.pools import PoolError
 from controllers.registry import InvalidOptions, UnknownController
+from player.browser_parts import BrowserMissing
 from player.content import ContentError
 from player.head_motion import HeadMotionError
 from player.sockets import ServerAddressError
 from player.tiled_video import TiledVideoError
 from player.trace import TraceError
 from player.video import VideoFormatError
-from testbed import __version__, cli_links, cli_traces, cli_training
+from testbed import __version__, cli_links, cli_traces, cli_training, cli_watch
 from testbed.builtin import DataNotFound
 from testbed.console import data_folder, errors, print_json, printed, show_arms, show_progress
 from testbed.doctor import diagnose, render
@@ -48,6 +49,7 @@ EXIT_WRONG_INPUT = 2
 
 #: What a user can mend: the message says what is wrong and what there is instead.
 WRONG_INPUT = (
+    BrowserMissing,
     ConfigError,
     ContentError,
     HeadMotionError,
@@ -85,6 +87,7 @@ app.add_typer(cli_links.app, name="link")
 app.add_typer(cli_training.pool_app, name="pool")
 app.add_typer(cli_training.train_app, name="train")
 app.command("collect")(cli_training.collect)
+app.command("watch")(cli_watch.watch_experiment)
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else.")

@@ -52,6 +52,9 @@ def collect(
     ] = None,
     expert: ExpertOption = None,
     hindsight: HindsightOption = False,
+    keep: Annotated[
+        float, typer.Option(help="Scheduling: share of the decisions that is kept.")
+    ] = 1.0,
     data: DataOption = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key.")
@@ -62,6 +65,15 @@ def collect(
     """Plays an experiment's sessions and keeps them as an experience pool."""
     _check_new(out)
     plan = plan_of(experiment, data, overrides, driver)
+    if plan.experiment.task == "scheduling":
+        from testbed.cli_scheduling import collect_scheduling  # which needs this module
+
+        if starts is not None or hindsight or jobs is not None:
+            raise ConfigError("--starts, --hindsight and --jobs are not for task 'scheduling'")
+        collect_scheduling(plan, out, expert=expert, keep=keep)
+        return
+    if keep != 1.0:
+        raise ConfigError(f"--keep is for task 'scheduling', here is {plan.experiment.task!r}")
     if starts is not None:
         plan = draw_starts(plan, starts)
     with show_progress(quiet=False) as progress:

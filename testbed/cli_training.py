@@ -13,7 +13,7 @@ import typer
 from adapters.pool_files import read_pool
 from adapters.pools import PoolError, drop_duplicates, join_pools
 from player.observation import ObservationError
-from testbed import cli_baselines, cli_forecast, cli_fugu, cli_viewport
+from testbed import cli_baselines, cli_forecast, cli_fugu, cli_scheduling, cli_viewport
 from testbed.cli_pools import DataOption, command_line, plan_of
 from testbed.cli_pools import collect as collect
 from testbed.cli_pools import pool_app as pool_app
@@ -31,6 +31,8 @@ cli_baselines.add_commands(train_app)
 train_app.command("forecast")(cli_forecast.train_forecast)
 train_app.command("fugu")(cli_fugu.train_fugu)
 train_app.command("viewport")(cli_viewport.train_viewport)
+train_app.command("scheduling")(cli_scheduling.train_scheduling)
+train_app.command("decima")(cli_scheduling.train_decima)
 
 EXIT_FAILED = 1
 

@@ -10,6 +10,7 @@
           host0  host1         host2  host3           ═ ║ shaped, both ways
             │      │             │      │
             └──────┴──── c1 ─────┴──────┴── master    apart: orders never queue behind bytes
+                          └── controller
 
 Leaves and spines route: there are loops, which bridges may not have, and what goes to a host takes
 the spine that :class:`cluster_sim.fabric.Fabric` says. Hosts see one network; their leaf answers
@@ -19,33 +20,23 @@ with the user-space link each link is a pair of TAP interfaces.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
-from mininet.net import Mininet
 from mininet.nodelib import LinuxBridge
 
-from cluster_sim.agent import Work, agent_process
-from cluster_sim.durations import DurationModel
 from cluster_sim.fabric import BYTES_PER_MS_PER_MBPS, Fabric
-from cluster_sim.jobs import Job
-from cluster_sim.live import AskController, LiveConfig, LiveRun, run_live
-from cluster_sim.simulated import Watch
 from testbed.host_tcp import PREFIX, HostTcp
 from testbed.links.backends import Backend, LinkUnsupported, choose_backend
 from testbed.links.engine import EngineHandle, engine_process
 from testbed.links.htb import (
     HtbClass,
     ReceiveCounter,
-    ShapingError,
     clip_rate,
     disable_offloads,
     run_tool,
@@ -55,26 +46,36 @@ from testbed.links.netem import at_port
 from testbed.links.process import Port
 from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec, constant_trace
 from testbed.links.userspace import UserspaceLink
-from testbed.namespaces import Child, fork_into, in_network_of, socket_in
-from testbed.topology import NetworkHost, TopologyError, silence_mininet
+from testbed.namespaces import in_network_of, socket_in
+from testbed.topology import (
+    NetworkHost,
+    PrivateMininet,
+    TopologyError,
+    check_programs,
+    disable_ipv6,
+    silence_mininet,
+    stop_mininet,
+)
 
 MAX_HOSTS = 250
 CONTROL_SWITCH = "c1"
 HOST_NETWORK = "10.1.0"
 CONTROL_NETWORK = "10.2.0"
 MASTER_ADDRESS = f"{CONTROL_NETWORK}.254"
+CONTROLLER_ADDRESS = f"{CONTROL_NETWORK}.253"
 LEAF_NETWORK = "10.3.0"
 SPINE_NETWORK = "10.4.0"
 WHOLE = 32  # prefix of a single address
 CONNECT_TIMEOUT_S = 10.0
-LINK_CHECK_S = 0.5
+#: Capacity that a silent link saves up: as much as the kernel's timer may be late by. Reads are
+#: short, and many begin on a silent link.
+IDLE_CREDIT_S = 0.0003
 MS_PER_S = 1000.0
-
-
-class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
-    """Mininet without its checks and limits: root is given, and the machine is not ours."""
-
-    inited = True
+#: Deep enough for the windows of all that send to one host at once: then TCP loses nothing, and its
+#: flows share a link about as the fluid model has it.
+QUEUE_PACKETS = 1000
+#: Connections between executors are kept, and their windows with them, as data centres have it.
+TCP_SETTINGS: Mapping[str, int | str] = MappingProxyType({"slow_start_after_idle": 0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,14 @@ class FabricNetwork:
 
     Attributes:
         hosts: by number; ``interfaces`` begins with that to the fabric.
-        master: where the scheduler is; its address is on the control network.
+        master: what drives the cluster; its address is on the control network.
+        controller: what the master asks; likewise.
         backend: what shapes the links.
     """
 
     hosts: tuple[NetworkHost, ...]
     master: NetworkHost
+    controller: NetworkHost
     backend: str
 
     def __init__(
@@ -107,7 +110,6 @@ class FabricNetwork:
         fabric: Fabric,
         *,
         backend: str = "auto",
-        delay_ms: float = 0.0,
         queue: QueueSpec | None = None,
         tcp: HostTcp | None = None,
         engine: EngineHandle | None = None,
@@ -115,22 +117,22 @@ class FabricNetwork:
         """Notes what is asked; nothing is built before the context is entered.
 
         Args:
-            fabric: the links, as fast as they are to be in real time.
+            fabric: the links, as fast as they are to be in real time; a delay needs the user-space
+                link.
             backend: ``auto``, ``kernel`` or ``userspace``.
-            delay_ms: one-way delay of each link; needs the user-space link.
             queue: before each output.
             tcp: of the hosts.
             engine: carries the packets of user-space links; None: one of its own.
         """
         self._fabric = fabric
         self._backend = backend
-        self._delay_ms = delay_ms
-        self._queue = queue or QueueSpec()
-        self._tcp = tcp or HostTcp()
+        self._queue = queue or QueueSpec(packets=QUEUE_PACKETS)
+        self._tcp = tcp or HostTcp(settings=TCP_SETTINGS)
         self._engine = engine
         self._cleanup = contextlib.ExitStack()
         self._running: list[UserspaceLink] = []
         self._classes: list[HtbClass] = []
+        self._counters: dict[str, ReceiveCounter] = {}
 
     def check(self) -> Backend:
         """Checks that this machine can make such links; needs a sandbox, but builds nothing.
@@ -140,12 +142,13 @@ class FabricNetwork:
             TopologyError: there are too many hosts.
             CongestionUnsupported, TcpSettingUnsupported: the kernel does not have what is asked.
         """
+        check_programs()
         if self._fabric.hosts > MAX_HOSTS:
             raise TopologyError(f"{self._fabric.hosts} hosts; {MAX_HOSTS} are the most")
         self._tcp.check("executors")
-        if self._delay_ms and self._backend == "kernel":
+        if self._fabric.delay_ms and self._backend == "kernel":
             raise LinkUnsupported("delay_ms of a fabric needs the link back-end userspace")
-        asked = "userspace" if self._delay_ms else self._backend
+        asked = "userspace" if self._fabric.delay_ms else self._backend
         return choose_backend(self._spec(self._fabric.host_mbps).replace(backend=asked))
 
     def __enter__(self) -> FabricNetwork:
@@ -183,7 +186,13 @@ class FabricNetwork:
 
     def received_bytes(self) -> tuple[int, ...]:
         """Bytes that the interface of each host has received from the fabric, at layer 3."""
-        return tuple(in_network_of(host.pid, _received_bytes, host) for host in self.hosts)
+        moved = self.moved_bytes()
+        leaf_of = self._fabric.leaf_of
+        return tuple(moved[f"leaf{leaf_of(one)}>host{one}"] for one in range(len(self.hosts)))
+
+    def moved_bytes(self) -> dict[str, int]:
+        """Bytes that came out of each direction of each link so far, at layer 3."""
+        return {name: counter.read()[1] for name, counter in self._counters.items()}
 
     def verify(self) -> None:
         """Reads the rates back that the kernel has.
@@ -198,14 +207,14 @@ class FabricNetwork:
 
     def _spec(self, rate_mbps: float) -> LinkSpec:
         way = DirectionSpec(
-            trace=constant_trace(rate_mbps), delay_ms=self._delay_ms, queue=self._queue
+            trace=constant_trace(rate_mbps), delay_ms=self._fabric.delay_ms, queue=self._queue
         )
         return LinkSpec(down=way, up=way, backend=self._backend)
 
     def _build(self) -> None:
         silence_mininet()
-        net = _PrivateMininet(controller=None)
-        self._cleanup.callback(_stop, net)
+        net = PrivateMininet(controller=None)
+        self._cleanup.callback(stop_mininet, net)
         cables = self._add_nodes(net)
         net.build()
         net.start()
@@ -214,6 +223,7 @@ class FabricNetwork:
             for one in range(self._fabric.hosts)
         )
         self.master = _network_host(net["master"], MASTER_ADDRESS)
+        self.controller = _network_host(net["controller"], CONTROLLER_ADDRESS)
         for host in self.hosts:
             in_network_of(host.pid, _set_up_host, host, self._tcp)
         self._set_up_routers(net)
@@ -229,6 +239,8 @@ class FabricNetwork:
         else:
             for cable in cables:
                 self._shape(cable)
+        for cable in cables:
+            self._count(cable)
         self._try_out()
 
     def _add_nodes(self, net: Any) -> list[_Cable]:
@@ -236,6 +248,7 @@ class FabricNetwork:
         control = net.addSwitch(CONTROL_SWITCH, cls=LinuxBridge)
         master = net.addHost("master", ip=f"{MASTER_ADDRESS}/{PREFIX}")
         net.addLink(master, control)
+        net.addLink(net.addHost("controller", ip=f"{CONTROLLER_ADDRESS}/{PREFIX}"), control)
         nodes = {
             name: net.addHost(name, ip=None)
             for count, kind in ((fabric.leaves, "leaf"), (fabric.spines, "spine"))
@@ -264,10 +277,22 @@ class FabricNetwork:
             self._classes.append(
                 self._cleanup.enter_context(
                     at_port(
-                        port, HtbClass, port.interface, queue=self._queue, bytes_per_s=bytes_per_s
+                        port,
+                        HtbClass,
+                        port.interface,
+                        queue=self._queue,
+                        bytes_per_s=bytes_per_s,
+                        idle_credit_s=IDLE_CREDIT_S,
                     )
                 )
             )
+
+    def _count(self, cable: _Cable) -> None:
+        ends = cable.link.intf1, cable.link.intf2
+        ways = (cable.far, cable.near), (cable.near, cable.far)
+        for receiver, (sender, node) in zip(ends, ways, strict=True):
+            counter = in_network_of(receiver.node.pid, ReceiveCounter, receiver.name)
+            self._counters[f"{sender}>{node}"] = self._cleanup.enter_context(counter)
 
     def _set_up_routers(self, net: Any) -> None:
         """Addresses and routes of leaves and spines."""
@@ -316,101 +341,19 @@ class FabricNetwork:
                 _connect(host, self.hosts[other])
 
 
-def run_on_fabric(
-    jobs: Sequence[Job],
-    config: LiveConfig,
-    durations: DurationModel,
-    ask: AskController,
-    network: FabricNetwork,
-    *,
-    work: Work = "sleep",
-    watch: Watch | None = None,
-) -> LiveRun:
-    """Runs jobs live, with an agent on each host of the network and the master in its own.
-
-    Args:
-        jobs: the workload.
-        config: the cluster; as many executors as the network has hosts.
-        durations: how long tasks compute.
-        ask: the controller.
-        network: up.
-        work: whether tasks sleep, or keep a core busy.
-        watch: told every event and its time, before it is handled.
-
-    Raises:
-        TopologyError: there is not one host per executor.
-        ShapingError: a link died.
-        LiveError, JobError, ClusterStateError, InvalidAssignment: see
-            :func:`cluster_sim.live.run_live`.
-    """
-    if config.cluster.executors != len(network.hosts):
-        raise TopologyError(
-            f"{config.cluster.executors} executors on {len(network.hosts)} hosts; each needs one"
-        )
-    with (
-        socket_in(network.master.pid, network.master.address, 0) as listener,
-        agents_on(network, listener.getsockname(), work),
-    ):
-        return asyncio.run(_run(jobs, config, durations, ask, network, listener, watch))
-
-
-@contextlib.contextmanager
-def agents_on(
-    network: FabricNetwork, master: tuple[str, int], work: Work = "sleep"
-) -> Iterator[tuple[Child, ...]]:
-    """An agent on each host, which comes to the master; killed at the end."""
-    with contextlib.ExitStack() as agents:
-        yield tuple(
-            agents.enter_context(fork_into(host.pid, run_agent, number, host, master, work))
-            for number, host in enumerate(network.hosts)
-        )
-
-
-def run_agent(executor: int, host: NetworkHost, master: tuple[str, int], work: Work) -> None:
-    """Body of an agent's process."""
-    agent_process(executor, master, socket.create_server((host.address, 0)), work)
-
-
-async def _run(
-    jobs: Sequence[Job],
-    config: LiveConfig,
-    durations: DurationModel,
-    ask: AskController,
-    network: FabricNetwork,
-    listener: socket.socket,
-    watch: Watch | None,
-) -> LiveRun:
-    async def look_after() -> None:
-        while True:
-            await asyncio.sleep(LINK_CHECK_S)
-            network.check_alive()
-
-    run = asyncio.create_task(run_live(jobs, config, durations, ask, listener, watch))
-    guard = asyncio.create_task(look_after())
-    try:
-        await asyncio.wait((run, guard), return_when=asyncio.FIRST_COMPLETED)
-        if guard.done():
-            guard.result()
-        return await run
-    finally:
-        for task in (run, guard):
-            task.cancel()
-        await asyncio.gather(run, guard, return_exceptions=True)
-
-
 # ---- inside a node's network --------------------------------------------------------------------
 
 
 def _set_up_host(host: NetworkHost, tcp: HostTcp) -> None:
     media = host.interfaces[0]
-    _disable_ipv6()
+    disable_ipv6("all", "default")
     for interface in host.interfaces:
         disable_offloads(interface)
     tcp.apply("executors", media, host.address)
 
 
 def _set_up_router(own: str, interfaces: Sequence[str], routes: Sequence[Sequence[str]]) -> None:
-    _disable_ipv6()
+    disable_ipv6("all", "default")
     settings = Path("/proc/sys/net/ipv4")
     (settings / "ip_forward").write_text("1")
     run_tool("ip", "address", "add", f"{own}/{WHOLE}", "dev", "lo")
@@ -424,18 +367,6 @@ def _set_up_router(own: str, interfaces: Sequence[str], routes: Sequence[Sequenc
         (settings / "neigh" / interface / "proxy_delay").write_text("0")
     for route in routes:
         run_tool("ip", "route", "add", *route)
-
-
-def _disable_ipv6() -> None:
-    for interface in ("all", "default"):
-        switch = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
-        if switch.exists():
-            switch.write_text("1")
-
-
-def _received_bytes(host: NetworkHost) -> int:
-    with ReceiveCounter(host.interfaces[0]) as counter:
-        return counter.read()[1]
 
 
 # ---- pieces -------------------------------------------------------------------------------------
@@ -461,16 +392,3 @@ def _connect(near: NetworkHost, far: NetworkHost) -> None:
             raise TopologyError(
                 f"{near.address} got no connection to {far.address}: {error}"
             ) from error
-
-
-def _stop(net: Any) -> None:
-    """Ends Mininet's shells; with the last process of a namespace its interfaces vanish."""
-    for node in (*net.hosts, *net.switches):
-        if node.shell is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)
-            node.cleanup()
-    for _, interface in socket.if_nameindex():
-        if interface.startswith(CONTROL_SWITCH):
-            with contextlib.suppress(ShapingError):  # a veth pair goes with either of its ends
-                run_tool("ip", "link", "del", "dev", interface)

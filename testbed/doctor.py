@@ -24,6 +24,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from player.browser_parts import LIBRARY, BrowserMissing, find_browser
 from player.trace import Trace
 from testbed.links.backends import MODULE_REMEDY, NETEM_REMEDY
 from testbed.links.compiled import CarrierNotBuilt, load_library
@@ -129,6 +130,7 @@ def diagnose() -> Diagnosis:
         if probe.mode is not None:
             checks.update(_inside())
         checks["link loop"] = _link_loop()
+        checks["browser"] = _browser()
         checks["ffmpeg"] = _program("ffmpeg", "ffmpeg", ("-version",))
         checks["torch"] = torch()
         checks["backbones"] = _backbones()
@@ -174,6 +176,16 @@ def _program(
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check(False, f"{path} does not run: {error}; reinstall {package}", required)
     return Check(True, path, required)
+
+
+def _browser() -> Check:
+    """Whether there is all that dash.js needs; it is found, not started."""
+    try:
+        parts = find_browser()
+    except BrowserMissing as error:
+        return Check(False, f"{error}; only needed for players of kind dashjs")
+    version = importlib.metadata.version("playwright")
+    return Check(True, f"{parts.chromium}, playwright {version}, {LIBRARY.name}")
 
 
 def _link_loop() -> Check:

@@ -194,6 +194,8 @@ async def _play(
                 ),
                 session_id=session_id(session),
                 ask=controller.ask,
+                controller_url=controller.url,
+                decision_timeout_s=settings.decision_timeout_s,
                 fallback=fallback,
                 limits=Limits(
                     chunk_s=settings.chunk_timeout_s,

@@ -22,6 +22,8 @@ class Seat:
         manifest_url: on the session's media server.
         session_id: what the player tells that server that it is (CMCD's ``sid``).
         ask: asks the controller of the session's arm.
+        controller_url: where that one takes observations, for players that ask by themselves.
+        decision_timeout_s: longest wait for its answer; ``ask`` has it already.
         fallback: decides when that does not answer; None ends the session then.
         limits: longest waits.
         before_start: is awaited right before the session's clock starts.
@@ -32,6 +34,8 @@ class Seat:
     manifest_url: str
     session_id: str
     ask: Callable[[Any], Awaitable[Any]]
+    controller_url: str
+    decision_timeout_s: float
     fallback: Callable[[Any], Any] | None
     limits: Limits
     before_start: Callable[[], Awaitable[None]]

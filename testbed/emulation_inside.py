@@ -205,7 +205,8 @@ def _serve_controllers(experiment: Experiment, control: socket.socket, ready_fd:
             arms: Arms = {
                 (task, arm.label): registry.create(task, arm.controller, arm.options)
                 for arm in experiment.arms
-                if not registry.needs_future(task, arm.controller)  # it decides at its player
+                if experiment.is_remote(arm)
+                and not registry.needs_future(task, arm.controller)  # it decides at its player
             }
         except Exception as error:  # told to the parent, whatever it is
             ready.write(json.dumps([type(error).__name__, str(error)]) + "\n")

@@ -44,7 +44,8 @@ _KEY_ORDER = (
     *("task", "arms", "driver", "seed"),
     *("viewports", "videos", "users", "recordings", "traces", "limit", "starts", "chunks"),
     *("jobs", "num_jobs", "executors", "arrivals", "arrival_mean_s", "seeds", "episode"),
-    *("time_scale", "record_tasks", "bursts", "cluster", "scheduler"),
+    *("time_scale", "compute", "compare", "record_tasks", "bursts", "cluster", "fabric"),
+    "scheduler",
     *("predict", "tiles", "video", "link", "controller_link", "player", "network", "hosts"),
     *("capture", "background", "simulation", "qoe"),
 )

@@ -85,7 +85,12 @@ class Experiment(abc.ABC):
             UnknownController: there is none of that name.
         """
         for arm in self.arms:
-            registry.controller_class(self.task, arm.controller)
+            if self.is_remote(arm):
+                registry.controller_class(self.task, arm.controller)
+
+    def is_remote(self, arm: ArmConfig) -> bool:
+        """Whether a controller of the registry decides; False: the player does by itself."""
+        return True
 
     @property
     def groups(self) -> dict[str, tuple[ArmConfig, ...]]:

@@ -84,6 +84,9 @@ def _check_arms(experiment: Experiment) -> None:
     labels = [arm.label for arm in arms]
     for label in labels:
         require(labels.count(label) == 1, f"arms: {label!r} occurs twice; give each a name")
+    for arm in arms:
+        has_players = arm.player is None or experiment.task == "abr"
+        require(has_players, f"arms: {arm.label!r}: player: only task 'abr' has several")
 
 
 def _check_link(link: LinkConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import pydantic
 
+from player.browser_rules import DASHJS_CONTROLLERS
 from player.trace import Trace
 from player.video import PENSIEVE_CHUNK_S, PENSIEVE_LEVELS_KBPS
 from testbed.links.spec import (
@@ -23,6 +24,8 @@ from testbed.links.spec import (
     Replay,
 )
 
+#: What plays: the player of this project, or dash.js in Chromium.
+PlayerKind = Literal["headless", "dashjs"]
 FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -187,6 +190,7 @@ class PlayerSettings:
     """``[player]``.
 
     Attributes:
+        kind: what plays, where an arm does not say otherwise; ``dashjs``: emulated runs.
         buffer_cap_s: above this the player pauses.
         first_level: level of chunk 0 (not scored), or ``ask`` to let the controller choose it.
         decision_timeout_s: longest wait for a decision, emulated runs.
@@ -196,6 +200,7 @@ class PlayerSettings:
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
+    kind: PlayerKind = "headless"
     buffer_cap_s: float = 60.0
     first_level: int | Literal["ask"] = 0
     decision_timeout_s: float = 5.0
@@ -268,14 +273,25 @@ class CaptureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """``[[arms]]``: one controller with its options under a label."""
+    """``[[arms]]``: one controller with its options under a label.
+
+    Attributes:
+        controller: its name.
+        name: the label.
+        options: of the controller.
+        player: task ``abr``: what plays, in the place of ``player.kind``.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
     controller: str
     name: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    player: PlayerKind | None = None
 
     @property
     def label(self) -> str:
         """Name of the arm in results."""
+        is_theirs = self.controller in DASHJS_CONTROLLERS  # nothing else plays it
+        if self.name is None and self.player is not None and not is_theirs:
+            return f"{self.controller}-{self.player}"
         return self.name or self.controller

@@ -1,4 +1,4 @@
-"""Tables of the report about what is around the players: shares, packets, captures, other traffic.
+"""Tables of the report about what is around the players: other players, shares, packets, traffic.
 
 Each is left out of runs that have nothing of the kind.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from player.records import BackgroundRecord, ConnectionRecord
+from testbed.browser_views import player_table
 from testbed.fairness import shares
 from testbed.report_elements import Table
 from testbed.report_link import Streamed
@@ -23,7 +24,7 @@ PER_MILLE = 1000.0
 
 def network_tables(run: Results, summary: Mapping[str, Any]) -> tuple[Table, ...]:
     """The tables that this run has something for."""
-    made = (_fairness(summary), _bottlenecks(run))
+    made = (player_table(run), _fairness(summary), _bottlenecks(run))
     return (
         *(table for table in made if table.rows),
         *link_tables(run.sessions, run.arms),

@@ -10,15 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from testbed.abr_experiment import AbrPlan
+from testbed.abr_experiment import AbrExperiment, AbrPlan
 from testbed.emulation import EmulatedSession, emulate
 from testbed.links.backends import Backend
 from testbed.report import build_report
 from testbed.result_files import ResultFiles
 from testbed.results import write_summary
 from testbed.sandbox import sandbox_mode
+from testbed.scheduling_emulation import emulate_cluster
 from testbed.scheduling_experiment import SchedulingExperiment
-from testbed.scheduling_plans import SchedulingPlan
+from testbed.scheduling_plans import SchedulingPlan, SchedulingSession
 from testbed.scheduling_simulation import SchedulingPlayer
 from testbed.session_pool import SessionPlayer, play_sessions
 from testbed.session_records import Record
@@ -31,6 +32,8 @@ from testbed.viewport_streaming import TiledSessionPlayer
 #: Emulated sessions are real time; that many at once leave the links and players undisturbed. Tiles
 #: are many small downloads, which cost a player more.
 EMULATED_JOBS_PER_CPU: Mapping[str, int] = MappingProxyType({"abr": 8, "viewport": 4})
+#: A browser decodes and draws; with less than this its pictures stand still now and then.
+CPUS_PER_BROWSER = 2
 #: Simulated sessions that make another process worth its start.
 SESSIONS_PER_PROCESS: Mapping[str, int] = MappingProxyType(
     {"abr": 32, "viewport": 32, "scheduling": 2}
@@ -120,6 +123,10 @@ def default_jobs(plan: Plan, sessions: Sequence[PlannedSession]) -> int:
     cpus = os.cpu_count() or 1
     if plan.experiment.driver != "emulated":
         return min(cpus, math.ceil(len(sessions) / SESSIONS_PER_PROCESS[plan.experiment.task]))
+    if isinstance(plan, SchedulingPlan):
+        return 1  # its many processes have to be on time
+    if isinstance(plan.experiment, AbrExperiment) and plan.experiment.has_browser:
+        return min(max(cpus // CPUS_PER_BROWSER, 1), len(sessions))
     return min(cpus * EMULATED_JOBS_PER_CPU[plan.experiment.task], len(sessions))
 
 
@@ -132,7 +139,13 @@ def _environment(plan: Plan, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "load_before": os.getloadavg()[0],
     }
-    if experiment.driver == "offline" or isinstance(experiment, SchedulingExperiment):
+    if isinstance(experiment, SchedulingExperiment):
+        if (fabric := experiment.fabric_settings) is None:
+            return details
+        if experiment.driver == "simulated":
+            return details | {"link": "model:fluid"}
+        return details | {"sandbox": sandbox_mode(), "link": {"asked": fabric.backend}}
+    if experiment.driver == "offline":
         return details
     if experiment.driver == "simulated":
         return details | {"link": f"model:{experiment.link.model}"}
@@ -156,21 +169,32 @@ def _play(
             files.add_session(record)
             progress.session_finished(record)
         return
-    assert isinstance(plan, StreamPlan)  # what is emulated streams
 
     def keep(session: EmulatedSession) -> None:
         files.add_link_seconds(session.link_seconds)
-        files.add_requests(session.requests)
+        if not isinstance(plan, SchedulingPlan):  # nobody asks a video server there
+            files.add_requests(session.requests)
         files.add_session(session.record)
         progress.session_finished(session.record)
 
     def tell(session: Session, index: int) -> None:
+        assert isinstance(plan, StreamPlan)
         progress.session_advanced(session, (index + 1) / plan.chunks_of(session))
 
     def note(backend: Backend) -> None:
         link = {"backend": backend.name, "why": backend.why, **environment["link"]}
         files.write_environment(environment | {"link": link})
 
+    if isinstance(plan, SchedulingPlan):
+        emulate_cluster(
+            plan,
+            [session for session in sessions if isinstance(session, SchedulingSession)],
+            on_session=keep,
+            on_progress=progress.session_advanced,
+            on_backend=note,
+        )
+        return
+    assert isinstance(plan, StreamPlan)  # whatever else is emulated streams
     emulate(
         plan,
         [session for session in sessions if isinstance(session, Session)],

@@ -17,6 +17,7 @@ from testbed.timelines import AXIS, GAP, LEFT, RIGHT, WIDTH, panel, time_axis
 _EXECUTORS, _MOST_ROW, _LEAST_ROW = 240.0, 12.0, 1.5
 _ACTIVE = 46.0  # height of the panel that counts jobs
 _HAIR = 0.3  # pixels: what is narrower is not drawn apart
+_MOST_OF = 0.5
 _NODE_WIDTH, _NODE_HEIGHT = 104.0, 40.0
 _COLUMN_GAP, _ROW_GAP = 44.0, 10.0
 
@@ -79,30 +80,62 @@ def executor_chart(row: SchedulingSessionRecord, axes: ExecutorAxes) -> Markup |
         if path:
             with svg.group(f"c{colour}"):
                 svg.path(path, "bar")
+    if reading := _reading(row, x, top, pitch):
+        svg.path(reading, "reading")
     return svg.render()
 
 
 def _paths(row: SchedulingSessionRecord, x: Scale, top: float, pitch: float) -> list[str]:
     """One path per colour: small files, however many stints there are."""
     assert row.tasks is not None
-    height = max(pitch - 0.6, pitch * 0.7)
-    bars: dict[tuple[int, int], list[tuple[float, float]]] = {}  # by executor and colour
+    bars = [_Bars(top, pitch) for _ in range(COLOURS)]
     for one in row.tasks.stints:
-        from_x, until_x = x(one.from_s), x(one.until_s)
-        known = bars.setdefault((one.executor, one.job % COLOURS), [])
+        bars[one.job % COLOURS].add(one.executor, x(one.from_s), x(one.until_s))
+    return [one.path() for one in bars]
+
+
+def _reading(row: SchedulingSessionRecord, x: Scale, top: float, pitch: float) -> str:
+    """Where executors read over a network for most of a pixel's time."""
+    assert row.tasks is not None
+    read: dict[tuple[int, int], float] = {}  # pixels, by executor and column
+    for one in row.tasks.runs:
+        from_x = x(one.start_s)
+        until_x = x(one.end_s if one.compute_s is None else one.compute_s)
+        for column in range(math.floor(from_x), math.ceil(until_x)):
+            share = min(until_x, column + 1) - max(from_x, column)
+            read[one.executor, column] = read.get((one.executor, column), 0.0) + share
+    bars = _Bars(top, pitch)
+    for (executor, column), share in sorted(read.items()):
+        if share > _MOST_OF:
+            bars.add(executor, column, column + 1)
+    return bars.path()
+
+
+class _Bars:
+    """Bars of one kind, those of an executor in a line; close ones become one."""
+
+    def __init__(self, top: float, pitch: float) -> None:
+        self._top, self._pitch = top, pitch
+        self._places: dict[int, list[tuple[float, float]]] = {}
+
+    def add(self, executor: int, from_x: float, until_x: float) -> None:
+        """Adds one; those of an executor come in order."""
+        known = self._places.setdefault(executor, [])
         if known and from_x - known[-1][1] < _HAIR:
             known[-1] = (known[-1][0], max(until_x, known[-1][1]))
         else:
             known.append((from_x, until_x))
-    paths = [""] * COLOURS
-    for (executor, colour), places in bars.items():
-        at_y = top + executor * pitch
-        paths[colour] += "".join(
-            f"M{number(from_x)} {number(at_y)}h{_short(max(until_x - from_x, _HAIR))}"
-            f"v{_short(height)}h-{_short(max(until_x - from_x, _HAIR))}z"
+
+    def path(self) -> str:
+        """All of them."""
+        height = _short(max(self._pitch - 0.6, self._pitch * 0.7))
+        return "".join(
+            f"M{number(from_x)} {number(self._top + executor * self._pitch)}"
+            f"h{_short(max(until_x - from_x, _HAIR))}v{height}"
+            f"h-{_short(max(until_x - from_x, _HAIR))}z"
+            for executor, places in self._places.items()
             for from_x, until_x in places
         )
-    return paths
 
 
 def _short(value: float) -> str:

@@ -6,11 +6,20 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from cluster_sim.arrivals import MEAN_GAP_MS, ArrivalError, Arrivals, PoissonArrivals
+from cluster_sim.fabric import FabricError
 from cluster_sim.observation import MAX_EXECUTORS, MAX_JOBS
 from cluster_sim.simulated import MS_PER_SECOND
 from testbed.experiment_base import Experiment
 from testbed.experiment_checks import require
-from testbed.scheduling_sections import BurstSettings, ClusterSettings, SchedulerSettings
+from testbed.scheduling_sections import (
+    BurstSettings,
+    ClusterSettings,
+    FabricSettings,
+    SchedulerSettings,
+)
+
+#: Hosts of one network; as many as Linux bridges and addresses of the testbed allow.
+MAX_EMULATED_EXECUTORS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +27,7 @@ class SchedulingExperiment(Experiment):
     """Scheduling of jobs: the controller gives executors to stages.
 
     Attributes:
-        driver: ``simulated``; the live cluster is not there yet.
+        driver: ``simulated``, or ``emulated``: agents on hosts that move real bytes.
         jobs: where jobs come from: ``builtin:NAME``, a folder of TPC-H queries, or Alibaba's
             ``batch_task.csv``.
         num_jobs: jobs per session.
@@ -29,9 +38,13 @@ class SchedulingExperiment(Experiment):
         seeds: a session per arm and seed; ``seed`` alone by default.
         episode: one recorded run in the place of jobs, executors, arrivals and seeds.
         time_scale: emulated runs: how much shorter a second is.
+        compute: emulated runs: what executors do while tasks compute; ``burn`` keeps a core busy.
+        compare: emulated runs: whether the same jobs run in simulation, too, for the report.
         record_tasks: sessions that keep who ran what when: of the ``first`` seed, ``all`` or
-            ``none``. Only the machine in Python tells, which is slower.
+            ``none``; by default all that are emulated, and the first of those that are simulated,
+            where only the machine in Python tells, which is slower.
         cluster: what the cluster is like.
+        fabric: the network between executors; simulated runs have none without the table.
         scheduler: what becomes of decisions that cannot be carried out.
     """
 
@@ -51,8 +64,11 @@ class SchedulingExperiment(Experiment):
     seeds: tuple[int, ...] | None = None
     episode: str | None = None
     time_scale: float = 1.0
-    record_tasks: Literal["first", "all", "none"] = "first"
+    compute: Literal["sleep", "burn"] = "sleep"
+    compare: bool = True
+    record_tasks: Literal["first", "all", "none"] | None = None
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    fabric: FabricSettings | None = None
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
 
     @property
@@ -65,6 +81,20 @@ class SchedulingExperiment(Experiment):
         """A session of every arm has one of these; a recorded run needs no second."""
         seeds = (self.seed,) if self.seeds is None else self.seeds
         return seeds if self.episode is None else seeds[:1]
+
+    @property
+    def recorded_seeds(self) -> tuple[int, ...]:
+        """Seeds of the sessions that keep who ran what when."""
+        wanted = self.record_tasks or ("all" if self.driver == "emulated" else "first")
+        seeds = self.session_seeds
+        return {"first": seeds[:1], "all": seeds, "none": ()}[wanted]
+
+    @property
+    def fabric_settings(self) -> FabricSettings | None:
+        """The network between executors; an emulated cluster has one in any case."""
+        if self.fabric is None and self.driver == "emulated":
+            return FabricSettings()
+        return self.fabric
 
     @property
     def decision_ms(self) -> float | None:
@@ -87,15 +117,12 @@ class SchedulingExperiment(Experiment):
     def check(self) -> None:
         """See :meth:`Experiment.check`."""
         super().check()
-        require(
-            self.driver == "simulated",
-            f"driver: {self.driver!r}: the live cluster is not there yet; use simulated",
-        )
         require(1 <= self.num_jobs <= MAX_JOBS, f"num_jobs: must be 1 to {MAX_JOBS}")
         require(1 <= self.executors <= MAX_EXECUTORS, f"executors: must be 1 to {MAX_EXECUTORS}")
-        require(self.time_scale > 0, "time_scale: must be positive")
+        require(0 < self.time_scale <= 1, "time_scale: must be above 0 and at most 1")
         self._check_seeds()
         self._check_cluster()
+        self._check_fabric()
         for key, make in (
             ("arrival_mean_s", lambda: PoissonArrivals(self.arrival_mean_s * MS_PER_SECOND)),
             ("bursts", lambda: self.bursts.arrivals(self.arrival_mean_s)),
@@ -135,6 +162,22 @@ class SchedulingExperiment(Experiment):
             "cluster: a recorded episode has its own; leave the table out",
         )
         self._check_outages()
+
+    def _check_fabric(self) -> None:
+        fabric = self.fabric_settings
+        if fabric is None:
+            return
+        require(0 < fabric.byte_scale <= 1, "fabric.byte_scale: must be above 0 and at most 1")
+        require(fabric.fan_in >= 0, "fabric.fan_in: must not be negative")
+        require(fabric.queue_packets >= 1, "fabric.queue_packets: must be at least 1")
+        try:
+            fabric.fabric(self.executors)
+        except FabricError as error:
+            raise ValueError(f"fabric: {error}") from error
+        require(
+            self.driver == "simulated" or self.executors <= MAX_EMULATED_EXECUTORS,
+            f"executors: each is a host; at most {MAX_EMULATED_EXECUTORS} can be emulated",
+        )
 
     def _check_outages(self) -> None:
         free_from_s: dict[int, float] = {}  # when each executor that was lost is back

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from cluster_sim.durations import (
     WaveDurations,
 )
 from cluster_sim.episodes import Episode, EpisodeFormatError, read_episode
+from cluster_sim.fabric import Fabric
 from cluster_sim.generated import GeneratedLibrary
 from cluster_sim.jobs import Job, JobError, JobGraph
 from cluster_sim.machine import ClusterConfig
@@ -75,14 +76,29 @@ class SchedulingPlan(Plan):
     """An experiment with its jobs.
 
     Attributes:
-        workloads: by seed.
+        workloads: by seed; with a network, their bytes are those that really move.
         episode: the recorded run that is repeated; None: durations are drawn.
+        data_dir: what ``data:`` stood for.
+        base: folder that relative paths started from.
     """
 
     experiment: SchedulingExperiment
     sessions: tuple[SchedulingSession, ...]
     workloads: Mapping[int, tuple[Job, ...]]
     episode: Episode | None
+    data_dir: Path | None
+    base: Path
+
+    @property
+    def executors(self) -> int:
+        """Of the cluster."""
+        return self.experiment.executors if self.episode is None else self.episode.executors
+
+    @property
+    def fabric(self) -> Fabric | None:
+        """The network between executors, in the cluster's time; None: bytes take no time."""
+        settings = self.experiment.fabric_settings
+        return None if settings is None else settings.fabric(self.executors)
 
     @property
     def simulation(self) -> SimulationConfig:
@@ -92,7 +108,7 @@ class SchedulingPlan(Plan):
         speculation = None if cluster.speculation is None else cluster.speculation.config
         return SimulationConfig(
             cluster=ClusterConfig(
-                executors=experiment.executors if episode is None else episode.executors,
+                executors=self.executors,
                 speculation=speculation,
             ),
             moving_delay_ms=(
@@ -133,8 +149,12 @@ def plan_scheduling(
     else:
         episode = _episode(resolve_path(experiment.episode, data_dir, base))
         workloads = {seeds[0]: episode.jobs}
+    if (settings := experiment.fabric_settings) is not None:
+        workloads = {
+            seed: with_bytes(jobs, settings.byte_scale) for seed, jobs in workloads.items()
+        }
     pairs = [(seed, arm) for seed in seeds for arm in experiment.arms]
-    recorded = {"first": seeds[:1], "all": seeds, "none": ()}[experiment.record_tasks]
+    recorded = experiment.recorded_seeds
     return SchedulingPlan(
         experiment,
         tuple(
@@ -143,7 +163,22 @@ def plan_scheduling(
         ),
         workloads,
         episode,
+        data_dir,
+        base,
     )
+
+
+def with_bytes(jobs: Sequence[Job], factor: float) -> tuple[Job, ...]:
+    """The same jobs with other sizes of their shuffles."""
+    scaled: dict[int, JobGraph] = {}  # by identity: jobs share graphs
+    for job in jobs:
+        if id(job.graph) not in scaled:
+            edges = (
+                dataclasses.replace(edge, shuffle_bytes=round(edge.shuffle_bytes * factor))
+                for edge in job.graph.edges
+            )
+            scaled[id(job.graph)] = JobGraph(job.graph.name, job.graph.stages, tuple(edges))
+    return tuple(dataclasses.replace(job, graph=scaled[id(job.graph)]) for job in jobs)
 
 
 def _episode(path: Path) -> Episode:

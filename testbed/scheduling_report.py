@@ -15,7 +15,8 @@ from testbed.plots import Series
 from testbed.report_elements import PERCENT, Cell, counted
 from testbed.report_page import render_page, run_labels
 from testbed.scheduling_charts import ExecutorAxes, executor_chart, job_chart
-from testbed.scheduling_records import SchedulingSessionRecord
+from testbed.scheduling_network import link_chart
+from testbed.scheduling_records import FinishedJob, JobRun, SchedulingSessionRecord
 from testbed.scheduling_results import mean_jct_s
 from testbed.scheduling_views import SchedulingRun, compare_runs, read_run, run_view
 from testbed.svg import fixed, significant
@@ -23,11 +24,22 @@ from testbed.svg import fixed, significant
 TEMPLATE = "scheduling.html.j2"
 #: Seeds that are drawn; more would make a page that is slow to load.
 MOST_SEEDS = 6
+#: Jobs of a session whose graphs can be chosen; likewise.
+MOST_JOBS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """The graph of one job, and what is said of it."""
+
+    name: str
+    told: str
+    graph: Markup | None
 
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """One arm on the jobs of one seed; ``graph`` is that of the job that took longest."""
+    """One arm on the jobs of one seed; the first of ``jobs`` is shown, any can be chosen."""
 
     run: str
     arm: str
@@ -36,8 +48,8 @@ class SessionView:
     error: str | None
     facts: tuple[tuple[str, str], ...]
     executors: Markup | None
-    job: str
-    graph: Markup | None
+    links: Markup | None
+    jobs: tuple[JobView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,41 +138,54 @@ def _seed_view(
     seed: int, runs: Sequence[SchedulingRun], labels: Sequence[str], colours: Mapping[str, int]
 ) -> SeedView:
     played = [
-        (label if len(runs) > 1 else "", row)
+        (label if len(runs) > 1 else "", row, run.links.get((row.arm, seed), {}))
         for run, label in zip(runs, labels, strict=True)
         for row in sorted(run.sessions, key=lambda row: colours[row.arm])
         if row.seed == seed
     ]
-    axes = ExecutorAxes.of([row for _, row in played])
+    axes = ExecutorAxes.of([row for _, row, _ in played])
     return SeedView(
         f"seed {seed}",
-        tuple(_session_view(label, row, colours[row.arm], axes) for label, row in played),
+        tuple(
+            SessionView(
+                run=label,
+                arm=row.arm,
+                colour=colours[row.arm],
+                status=row.status,
+                error=row.error,
+                facts=_session_facts(row),
+                executors=executor_chart(row, axes),
+                links=link_chart(row, links, axes),
+                jobs=_job_views(row),
+            )
+            for label, row, links in played
+        ),
     )
 
 
-def _session_view(
-    label: str, row: SchedulingSessionRecord, colour: int, axes: ExecutorAxes
-) -> SessionView:
-    told, graph = "", None
-    if row.tasks is not None:
-        longest = next(job for job in row.jobs if job.id == row.tasks.longest_job)
-        told = (
-            f"Job {longest.id} took longest: {longest.name}, {counted(longest.tasks, 'task')} in "
-            f"{counted(longest.stages, 'stage')}, {significant(longest.jct_s)} s after "
-            f"{significant(longest.arrived_s)} s"
-        )
-        graph = job_chart(row.tasks.stages, f"Graph of job {longest.id} under {row.arm}")
-    return SessionView(
-        run=label,
-        arm=row.arm,
-        colour=colour,
-        status=row.status,
-        error=row.error,
-        facts=_session_facts(row),
-        executors=executor_chart(row, axes),
-        job=told,
-        graph=graph,
+def _job_views(row: SchedulingSessionRecord) -> tuple[JobView, ...]:
+    """Graphs of jobs, those with most stages first."""
+    if row.tasks is None:
+        return ()
+    known = {job.id: job for job in row.jobs}
+    runs = row.tasks.jobs or (JobRun(job=row.tasks.longest_job, stages=row.tasks.stages),)
+    ranked = sorted(runs, key=lambda one: (-len(one.stages), -known[one.job].jct_s))
+    return tuple(
+        _job_view(known[one.job], one, row, is_longest=one.job == row.tasks.longest_job)
+        for one in ranked[:MOST_JOBS]
     )
+
+
+def _job_view(
+    job: FinishedJob, run: JobRun, row: SchedulingSessionRecord, *, is_longest: bool
+) -> JobView:
+    told = (
+        f"{job.name}, {counted(job.tasks, 'task')} in {counted(job.stages, 'stage')}: "
+        f"{significant(job.jct_s)} s after {significant(job.arrived_s)} s"
+        + (", which no job took longer than" if is_longest else "")
+    )
+    name = f"job {job.id}, {counted(job.stages, 'stage')}"
+    return JobView(name, told, job_chart(run.stages, f"Graph of job {job.id} under {row.arm}"))
 
 
 def _session_facts(row: SchedulingSessionRecord) -> tuple[tuple[str, str], ...]:

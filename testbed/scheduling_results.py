@@ -88,6 +88,29 @@ def _summarize_arm(arm: str, rows: Sequence[SchedulingSessionRecord]) -> dict[st
         "wall_s": sum(row.wall_s for row in well),
         "decision_ms": {"p50": percentile(decisions, 50), "p99": percentile(decisions, 99)},
         "fallbacks": sum(row.fallbacks for row in rows),
+        "network": _summarize_network(well),
+    }
+
+
+def _summarize_network(rows: Sequence[SchedulingSessionRecord]) -> dict[str, Any] | None:
+    """Sums over the sessions, and how live ones compare with simulation; None: no network."""
+    networks = [row.network for row in rows if row.network is not None]
+    if not networks:
+        return None
+    ratios = [
+        row.jct_s.mean / row.network.simulated.jct_s
+        for row in rows
+        if row.jct_s is not None and row.network is not None and row.network.simulated is not None
+    ]
+    return {
+        "planned_bytes": sum(one.planned_bytes for one in networks),
+        "local_bytes": sum(one.local_bytes for one in networks),
+        "remote_bytes": sum(one.remote_bytes for one in networks),
+        "wasted_bytes": sum(one.wasted_bytes for one in networks),
+        "reruns": sum(one.reruns for one in networks),
+        "lost": sum(len(one.lost) for one in networks),
+        "held_s": sum(one.held_s for one in networks),
+        "jct_against_simulation": mean_ci(ratios).as_json() if ratios else None,
     }
 
 

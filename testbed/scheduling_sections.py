@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from cluster_sim.arrivals import BurstyArrivals
 from cluster_sim.durations import Disturbances
+from cluster_sim.fabric import Fabric
 from cluster_sim.simulated import MOVING_DELAY_MS, MS_PER_SECOND, Outage
 from cluster_sim.speculation import SpeculationConfig
 from testbed.experiment_sections import FORBID_UNKNOWN
@@ -89,6 +92,63 @@ class ClusterSettings:
         return Disturbances(
             straggler_share=self.straggler_share, straggler_slowdown=self.straggler_slowdown
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FabricSettings:
+    """``[fabric]``: the network between executors, in the time of the cluster.
+
+    Attributes:
+        shape: ``star``: all hosts at one switch that is never the bottleneck.
+        host_mbps: capacity of the link of a host, each way.
+        leaves: ``leaf-spine``: switches that hosts are at.
+        spines: ``leaf-spine``: switches that join those.
+        oversubscription: ``leaf-spine``: what the hosts of a leaf can send, as a multiple of what
+            its links to the spines carry.
+        delay_ms: one-way delay of each link.
+        byte_scale: share of all bytes that really moves, at rates as much lower.
+        fan_in: ranges of each parent's output that a task reads; 0: a part of each executor's.
+        queue_packets: emulated: before each output of a link.
+        congestion: emulated: TCP congestion control of the hosts.
+        backend: emulated: how links are made.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    shape: Literal["star", "leaf-spine"] = "star"
+    host_mbps: float = 1000.0
+    leaves: int = 4
+    spines: int = 2
+    oversubscription: float = 2.0
+    delay_ms: float = 0.0
+    byte_scale: float = 0.001
+    fan_in: int = 2
+    queue_packets: int = 1000
+    congestion: str = "cubic"
+    backend: Literal["auto", "kernel", "userspace"] = "auto"
+
+    def fabric(self, hosts: int) -> Fabric:
+        """The network with so many hosts, for as many bytes as really move.
+
+        Raises:
+            FabricError: a value out of range.
+        """
+        rate_mbps = self.host_mbps * self.byte_scale
+        if self.shape == "star":
+            fabric = Fabric.star(hosts, rate_mbps)
+        else:
+            fabric = Fabric.leaf_spine(
+                hosts,
+                rate_mbps,
+                leaves=self.leaves,
+                spines=self.spines,
+                oversubscription=self.oversubscription,
+            )
+        return dataclasses.replace(fabric, delay_ms=self.delay_ms)
+
+    @property
+    def ranges(self) -> int | None:
+        """See :class:`cluster_sim.map_outputs.MapOutputs`."""
+        return self.fan_in or None
 
 
 @dataclass(frozen=True, kw_only=True)

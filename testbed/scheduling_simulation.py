@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
+from cluster_sim.durations import DurationModel
 from cluster_sim.jobs import Job
 from cluster_sim.machine import InvalidAssignment
+from cluster_sim.networked import NetworkedRun, run_networked
 from cluster_sim.observation import Assignment, ClusterView
-from cluster_sim.simulated import ClusterRun, run_simulated
+from cluster_sim.simulated import ClusterRun, Decide, Watch, run_simulated
 from controllers import registry
+from testbed.scheduling_outcome import Outcome, network_record, tracer_of
 from testbed.scheduling_plans import SchedulingPlan, SchedulingSession
-from testbed.scheduling_records import FinishedJob, SchedulingSessionRecord, Spread
+from testbed.scheduling_records import SchedulingSessionRecord
 from testbed.scheduling_tracing import Tracer
 from testbed.session_pool import ArmControllers
 
 MS_PER_S = 1000.0
-_DIGITS = 4  # decimals of a decision's milliseconds
 
 
 class SchedulingPlayer:
@@ -37,54 +37,62 @@ class SchedulingPlayer:
 
     def play(self, session: SchedulingSession) -> SchedulingSessionRecord:
         """Runs one arm on the jobs of one seed. A controller that fails makes that fail."""
-        plan, config = self._plan, self._plan.simulation
+        plan, config, fabric = self._plan, self._plan.simulation, self._plan.fabric
         jobs, durations = plan.workloads[session.seed], plan.durations(session.seed)
-        tracer = None
-        if session.is_recorded:
-            tracer = Tracer(durations, has_twins=config.cluster.speculation is not None)
+        tracer = tracer_of(plan, session, durations)
         decisions = Decisions(
             self._controllers.of(session.arm), self._fallback, tracer, config.decision_ms
         )
-        run: ClusterRun | None = None
+        watch = None if tracer is None else tracer.watch
+        result: ClusterRun | NetworkedRun | None = None
         error: str | None = None
         began_s = time.perf_counter()
         try:
-            run = run_simulated(
-                jobs,
-                config,
-                tracer or durations,
-                decisions.decide,
-                None if tracer is None else tracer.watch,
-            )
+            if fabric is None:
+                result = run_simulated(jobs, config, tracer or durations, decisions.decide, watch)
+            else:
+                result = simulate_with_network(
+                    plan, jobs, tracer or durations, decisions.decide, watch
+                )
         except Exception as caught:  # whatever a controller raises belongs into its record
             error = f"{type(caught).__name__}: {caught}"
-        wall_s = time.perf_counter() - began_s
-        finished = () if run is None else _finished(jobs, run, tracer)
-        executors = config.cluster.executors
-        utilisation, tasks = None, None
-        if run is not None and tracer is not None:
-            utilisation = tracer.utilisation(executors, run.makespan_s)
-            tasks = tracer.record(jobs, _longest(finished))
-        return SchedulingSessionRecord(
-            arm=session.arm.label,
-            controller=session.arm.controller,
-            seed=session.seed,
-            driver="simulated",
-            status="ok" if error is None else "failed",
-            error=error,
-            jct_s=spread([one.jct_s for one in finished]),
-            makespan_s=None if run is None else run.makespan_s,
-            decisions=len(decisions.took_ms),
-            events=0 if run is None else run.events,
-            wall_s=wall_s,
-            executors=executors,
-            fallbacks=decisions.fallbacks,
-            utilisation=utilisation,
-            queueing_s=spread([one.queueing_s for one in finished if one.queueing_s is not None]),
-            jobs=finished,
-            decisions_ms=tuple(round(value, _DIGITS) for value in decisions.took_ms),
-            tasks=tasks,
-        )
+        outcome = Outcome(error, decisions.took_ms, decisions.fallbacks, tracer)
+        outcome.wall_s = time.perf_counter() - began_s
+        if isinstance(result, NetworkedRun):
+            outcome.run, outcome.tasks = result.cluster, result.tasks
+            outcome.network = network_record(
+                "model:fluid", result.shuffle, lost=[one.executor for one in config.outages]
+            )
+        else:
+            outcome.run = result
+        return outcome.record(plan, session, driver="simulated")
+
+
+def simulate_with_network(
+    plan: SchedulingPlan,
+    jobs: Sequence[Job],
+    durations: DurationModel,
+    decide: Decide,
+    watch: Watch | None = None,
+) -> NetworkedRun:
+    """Runs jobs on the cluster of a plan with the fluid model of its network.
+
+    Raises:
+        FabricError, ClusterStateError, InvalidAssignment: see
+            :func:`cluster_sim.networked.run_networked`.
+    """
+    settings, fabric = plan.experiment.fabric_settings, plan.fabric
+    assert settings is not None  # or there would be nothing to run on
+    assert fabric is not None
+    return run_networked(
+        jobs,
+        plan.simulation,
+        fabric.with_headers(),
+        durations,
+        decide,
+        fan_in=settings.ranges,
+        watch=watch,
+    )
 
 
 class Decisions:
@@ -155,14 +163,6 @@ def check_assignment(view: ClusterView, decision: object) -> Assignment:
     )
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and percentiles; None without values."""
-    if not values:
-        return None
-    p50, p95, p99 = np.percentile(values, (50, 95, 99)).tolist()
-    return Spread(sum(values) / len(values), p50, p95, p99)
-
-
 def _choices(view: ClusterView) -> list[str]:
     return [
         f"{job.job}/{stage.stage}"
@@ -174,26 +174,3 @@ def _choices(view: ClusterView) -> list[str]:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _longest(jobs: Sequence[FinishedJob]) -> int:
-    return max(jobs, key=lambda one: one.jct_s).id
-
-
-def _finished(
-    jobs: Sequence[Job], run: ClusterRun, tracer: Tracer | None
-) -> tuple[FinishedJob, ...]:
-    return tuple(
-        FinishedJob(
-            id=record.job,
-            arrived_s=record.arrived_s,
-            finished_s=record.finished_s,
-            jct_s=record.jct_s,
-            name=job.graph.name,
-            stages=len(job.graph.stages),
-            tasks=job.graph.total_tasks,
-            work_s=job.graph.work_ms / MS_PER_S,
-            queueing_s=None if tracer is None else tracer.queueing_s(job),
-        )
-        for job, record in zip(jobs, run.jobs, strict=True)
-    )

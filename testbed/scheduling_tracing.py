@@ -1,4 +1,4 @@
-"""Who ran what when in a simulated cluster: told by its events and by the durations it draws."""
+"""Who ran what when in a cluster: told by its events and by the durations it draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from cluster_sim.durations import DurationModel
 from cluster_sim.events import Event, ExecutorLost, StartTask, TaskFinished
 from cluster_sim.jobs import Job
 from cluster_sim.simulated import MS_PER_SECOND
-from testbed.scheduling_records import StageRun, Stint, TaskRecord
+from cluster_sim.task_records import TaskRecord as NetworkTask
+from testbed.scheduling_records import JobRun, StageRun, Stint, TaskRecord, TaskRun
 
 #: A break of an executor that is shorter than this does not end a stint.
 SHORTEST_BREAK_MS = 1.0
@@ -72,25 +73,41 @@ class Tracer:
         whole_ms = executors * makespan_s * MS_PER_SECOND
         return self._busy_ms / whole_ms if whole_ms else 0.0
 
-    def record(self, jobs: Sequence[Job], longest_job: int) -> TaskRecord:
-        """What was noted, once the run is over; stages of one job only."""
+    def record(
+        self, jobs: Sequence[Job], longest_job: int, runs: Sequence[NetworkTask] = ()
+    ) -> TaskRecord:
+        """What was noted, once the run is over.
+
+        Args:
+            jobs: all of them.
+            longest_job: number of the one that took longest.
+            runs: attempts at tasks, where there is a network.
+        """
         self._close()
-        graph = jobs[longest_job].graph
-        found = [(index, self._of_stages[longest_job, index]) for index in range(len(graph.stages))]
+        found = tuple(JobRun(job=job.job, stages=self._stages(job)) for job in jobs)
         return TaskRecord(
             stints=tuple(sorted(self._stints, key=lambda one: (one.from_s, one.executor))),
-            stages=tuple(
-                StageRun(
-                    stage=index,
-                    parents=graph.parents[index],
-                    tasks=graph.stages[index].tasks,
-                    busy_s=_seconds(busy_ms),
-                    began_s=_seconds(from_ms),
-                    finished_s=_seconds(until_ms),
-                )
-                for index, (busy_ms, from_ms, until_ms) in found
-            ),
+            stages=found[longest_job].stages,
             longest_job=longest_job,
+            jobs=found,
+            runs=tuple(map(_run, runs)),
+        )
+
+    def _stages(self, job: Job) -> tuple[StageRun, ...]:
+        found = [
+            (index, stage, self._of_stages[job.job, index])
+            for index, stage in enumerate(job.graph.stages)
+        ]
+        return tuple(
+            StageRun(
+                stage=index,
+                parents=job.graph.parents[index],
+                tasks=stage.tasks,
+                busy_s=_seconds(busy_ms),
+                began_s=_seconds(from_ms),
+                finished_s=_seconds(until_ms),
+            )
+            for index, stage, (busy_ms, from_ms, until_ms) in found
         )
 
     def _stop_twin(self, done: StartTask) -> None:
@@ -129,3 +146,20 @@ def _stint(executor: int, job: int, from_ms: float, until_ms: float) -> Stint:
 def _seconds(value_ms: float) -> float:
     """To the millisecond, which is what durations are known to."""
     return round(value_ms / MS_PER_SECOND, 3)
+
+
+def _run(one: NetworkTask) -> TaskRun:
+    compute_s = one.compute_s
+    bytes_per_s = None
+    if compute_s is not None and compute_s > one.start_s and one.remote_bytes:
+        bytes_per_s = round(one.remote_bytes / (compute_s - one.start_s), 1)
+    return TaskRun(
+        *(one.job, one.stage, one.task, one.attempt, one.executor),
+        start_s=round(one.start_s, 3),
+        compute_s=None if compute_s is None else round(compute_s, 3),
+        end_s=round(one.end_s, 3),
+        ended=one.ended,
+        local_bytes=one.local_bytes,
+        remote_bytes=one.remote_bytes,
+        bytes_per_s=bytes_per_s,
+    )

@@ -38,6 +38,7 @@ from testbed.result_rows import (
     read_records,
     read_toml,
 )
+from testbed.scheduling_network import Samples, network_tables, read_link_samples
 from testbed.scheduling_records import SchedulingSessionRecord
 from testbed.scheduling_results import by_seed, mean_jct_s, summarize_sessions
 from testbed.statistics import mean, paired_delta_ci
@@ -64,6 +65,7 @@ class SchedulingRun:
         sessions: one per arm and seed.
         experiment: content of ``experiment.toml``; empty without one.
         environment: content of ``environment.json``; empty without one.
+        links: what the links carried; empty without a network.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class SchedulingRun:
     sessions: tuple[SchedulingSessionRecord, ...]
     experiment: Mapping[str, Any]
     environment: Mapping[str, Any]
+    links: Samples
 
     def of_arm(self, arm: str) -> tuple[SchedulingSessionRecord, ...]:
         """Sessions of an arm that ended well."""
@@ -105,6 +108,7 @@ def read_run(folder: Path) -> SchedulingRun:
         sessions=sessions,
         experiment=experiment,
         environment=read_json_object(folder / ENVIRONMENT),
+        links=read_link_samples(folder),
     )
 
 
@@ -118,7 +122,7 @@ def run_view(run: SchedulingRun, label: str, colours: Mapping[str, int]) -> RunV
         arm_tables=(ArmTable(COLUMNS, arm_rows(run.arms, _entries(summary), colours)),),
         figures=_figures(run, summary, colours),
         link=LinkSection("", ()),
-        tables=(),
+        tables=tuple(network_tables(run.arms, run.sessions)),
         failed=tuple(
             Failure(row.arm, f"seed {row.seed}", counted(row.decisions, "decision"), row.error)
             for row in run.sessions
@@ -166,6 +170,7 @@ def _facts(run: SchedulingRun) -> Facts:
             ("mean gap", f"{experiment['arrival_mean_s']:g} s" if is_drawn else ""),
             ("seeds", ", ".join(map(str, run.seeds))),
             ("thinking time", _thinking(experiment)),
+            ("network", _network(run)),
             ("sessions", f"{len(run.sessions)}, {failed} failed"),
             *(one for one in machine_facts(experiment, run.environment) if one[0] != "seed"),
         )
@@ -177,6 +182,17 @@ def _thinking(experiment: Mapping[str, Any]) -> str:
     if wanted == "auto":
         return "not charged"
     return f"{wanted:g} s" if isinstance(wanted, int | float) else str(wanted)
+
+
+def _network(run: SchedulingRun) -> str:
+    fabric = run.experiment.get("fabric", {})
+    backends = {row.network.backend for row in run.sessions if row.network is not None}
+    if not backends:
+        return ""
+    told = str(fabric.get("shape", "star"))
+    if run.driver == "emulated":
+        told += f", 1 s in {run.experiment.get('time_scale', 1):g} s"
+    return f"{told}, {', '.join(sorted(backends))}"
 
 
 def _headline(summary: Mapping[str, Any]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def place_of_row(row: Mapping[str, Any]) -> Place:
         LookupError: it does not say.
     """
     recording, trace = row.get("recording"), row.get("trace")
-    if "makespan_s" in row:
+    if "seed" in row and "trace" not in row and recording is None:
         unit = scheduling_unit(row["seed"])
     elif recording is None:
         unit = row["trace"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class StreamPlan(Plan):
+class StreamPlan(Plan, abc.ABC):
     """A plan whose sessions stream over a link."""
 
     sessions: tuple[Session, ...]
@@ -127,9 +128,9 @@ class StreamPlan(Plan):
         """The traces, each once, in order."""
         return tuple({session.trace.name: session.trace for session in self.sessions}.values())
 
+    @abc.abstractmethod
     def chunks_of(self, session: Session) -> int:
         """How many chunks the session has."""
-        raise NotImplementedError
 
 
 AnySession = TypeVar("AnySession", bound=Session)

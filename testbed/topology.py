@@ -96,7 +96,7 @@ class NetworkHost:
     interfaces: tuple[str, ...] = ()
 
 
-class _PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
+class PrivateMininet(Mininet):  # type: ignore[misc] # Mininet has no types
     """Mininet without its checks and limits: root is given, and the machine is not ours."""
 
     inited = True
@@ -173,7 +173,7 @@ class SessionNetwork:
             CongestionUnsupported, TcpSettingUnsupported: the kernel does not have what is asked.
             TopologyError: a program is missing, or there are too many clients.
         """
-        _check_programs()
+        check_programs()
         if not 1 <= self._client_count <= MAX_CLIENTS:
             raise TopologyError(f"{self._client_count} clients are not from 1 to {MAX_CLIENTS}")
         if self._switch not in SWITCHES:
@@ -240,11 +240,10 @@ class SessionNetwork:
 
     def _build(self) -> None:
         silence_mininet()
-        _disable_ipv6("all")  # or its neighbour discovery would be in the counts
-        _disable_ipv6("default")
+        disable_ipv6("all", "default")  # or its neighbour discovery would be in the counts
         kind = self._switch_kind()
-        net = _PrivateMininet(controller=None, autoStaticArp=True)
-        self._cleanup.callback(_stop, net)
+        net = PrivateMininet(controller=None, autoStaticArp=True)
+        self._cleanup.callback(stop_mininet, net)
         built = _BuiltNetwork.build(
             net,
             kind,
@@ -451,16 +450,18 @@ def _control_address(number: int) -> str:
     return f"{CONTROL_NETWORK}{FIRST_CLIENT + number}"
 
 
-def _check_programs() -> None:
+def check_programs() -> None:
+    """Looks for the programs that Mininet calls; raises TopologyError."""
     missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
     if missing:
         raise TopologyError(f"Mininet needs more programs: apt-get install {' '.join(missing)}")
 
 
-def _disable_ipv6(interface: str) -> None:
-    switch = Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
-    if switch.exists():
-        switch.write_text("1")
+def disable_ipv6(*interfaces: str) -> None:
+    """Keeps interfaces, ``all`` or ``default`` of this network namespace from speaking it."""
+    for interface in interfaces:
+        with contextlib.suppress(FileNotFoundError):  # this kernel does not have it
+            Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
 
 
 def _configure_interface(
@@ -468,7 +469,7 @@ def _configure_interface(
 ) -> None:
     """Sets one interface up from inside its host."""
     disable_offloads(interface)
-    _disable_ipv6(interface)
+    disable_ipv6(interface)
     tcp.apply(kind, interface, address)
     if netem:
         run_tool("tc", "qdisc", "add", "dev", interface, "root", "netem", *netem)
@@ -481,12 +482,11 @@ def silence_mininet() -> None:
 
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage().strip()
-        if text:
+        if text := record.getMessage().strip():
             log.log(max(record.levelno, logging.DEBUG), "mininet: %s", text)
 
 
-def _stop(net: Any) -> None:
+def stop_mininet(net: Any) -> None:
     """Stops Mininet's hosts and switches; works even where a host's shell has died."""
     for node in (*net.hosts, *net.switches):
         if node.shell is not None:

@@ -38,7 +38,9 @@ class ViewportEmulation:
     def encode(self, plan: ViewportPlan, sessions: Sequence[ViewportSession]) -> dict[str, Any]:
         """The recordings, those of earlier viewers, and the videos; each once."""
         names = {session.motion.name for session in sessions}
-        earlier = {name: plan.earlier.get(name, ()) for name in names}
+        earlier: dict[str, tuple[HeadMotion, ...]] = dict.fromkeys(names, ())
+        for session in sessions:
+            earlier[session.motion.name] = earlier[session.motion.name] or plan.earlier_of(session)
         used = {plan.videos[name].name: plan.videos[name] for name in names}
         for name in names:  # of the same video the longest cut
             video = plan.videos[name]
@@ -107,7 +109,7 @@ class ViewportEmulation:
                 ask=_asked_here(plan, session) or seat.ask,
                 session_id=seat.session_id,
                 player_config=plan.experiment.player_config,
-                earlier=plan.earlier.get(session.motion.name, ()),
+                earlier=plan.earlier_of(session),
                 fallback=seat.fallback,
                 limits=seat.limits,
                 before_start=seat.before_start,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from controllers import registry
 from player.head_motion import HeadMotion
 from player.head_motion_windows import windows
 from player.tiled_events import TiledPlayerConfigError
@@ -113,8 +114,16 @@ class ViewportPlan(StreamPlan):
             self.videos[name],
             session.motion,
             self.experiment.player_config,
-            self.earlier.get(name, ()),
+            self.earlier_of(session),
         )
+
+    def earlier_of(self, session: ViewportSession) -> tuple[HeadMotion, ...]:
+        """Who looked before, if the session's arm or the fallback wants to know."""
+        fallback = self.experiment.player.fallback
+        names = (session.arm.controller, *((fallback,) if fallback is not None else ()))
+        if not any(registry.uses_earlier_viewers(self.experiment.task, name) for name in names):
+            return ()
+        return self.earlier.get(session.motion.name, ())
 
 
 def plan_viewport(

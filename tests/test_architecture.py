@@ -35,6 +35,8 @@ PURE = (
     "cluster_sim/observation.py",
     "cluster_sim/jobs.py",
     "cluster_sim/fabric.py",
+    "cluster_sim/live_clock.py",
+    "cluster_sim/live_run.py",
     "cluster_sim/map_outputs.py",
     "cluster_sim/task_records.py",
 )
@@ -42,6 +44,7 @@ IMPURE = {"asyncio", "socket", "time", "random", "datetime", "threading", "subpr
 MAY_IMPORT_TORCH = (
     "adapters/",
     "controllers/abr/netllm.py",
+    "controllers/scheduling/netllm.py",
     "controllers/viewport/gru.py",
     "controllers/viewport/netllm.py",
 )

@@ -14,7 +14,7 @@ from cluster_sim.observation import Assignment, ClusterView
 from controllers.registry import register
 
 if TYPE_CHECKING:
-    from adapters.decima import DecimaPolicy
+    from adapters.decima import DecimaPolicy, Ratings
 
 
 @register("scheduling", "decima")
@@ -38,3 +38,8 @@ class Decima:
         """Returns the stage and how many executors it gets."""
         policy: DecimaPolicy = self.policy
         return policy.decide(observation)
+
+    def rate(self, observation: ClusterView) -> Ratings:
+        """Returns what it thinks of every stage that may be chosen, to learn from."""
+        policy: DecimaPolicy = self.policy
+        return policy.rate(observation)

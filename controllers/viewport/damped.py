@@ -28,6 +28,8 @@ class Damped:
     level_s: float = LEVEL_S
     rest_deg: float = REST_DEG
 
+    uses_earlier_viewers = False
+
     def __post_init__(self) -> None:
         self._damping()
 

@@ -35,6 +35,8 @@ class Gru:
     #: Steps that it foretells at most.
     max_horizon = 20
 
+    uses_earlier_viewers = False
+
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"threads must not be negative, is {self.threads}")

@@ -30,6 +30,8 @@ class Linear:
 
     unwrap: bool = False
 
+    uses_earlier_viewers = False
+
     def decide(self, observation: ViewportObservation) -> tuple[Viewport, ...]:
         """Returns one viewport per step."""
         history = poses_deg(observation.history)

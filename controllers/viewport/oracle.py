@@ -19,6 +19,7 @@ class Oracle:
     """Answers from the recording that is being replayed."""
 
     needs_future = True
+    uses_earlier_viewers = False
 
     # The registry would have pydantic look into a HeadMotion, which it cannot.
     motion: object = dataclasses.field(default=None, init=False)

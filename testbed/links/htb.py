@@ -84,7 +84,6 @@ RTM_NEWTCLASS, RTM_GETTCLASS, RTM_GETSTATS = 40, 42, 94
 TCA_HTB_PARMS = 1
 IFLA_STATS_LINK_64 = 1
 LINKLAYER_ETHERNET = 1
-IDLE_CREDIT_TICKS = round(IDLE_CREDIT_S * 1e9 / NS_PER_TICK)
 BUSY_CREDIT_TICKS = round(BUSY_CREDIT_S * 1e9 / NS_PER_TICK)
 RATESPEC = struct.Struct("=BBHhHI")  # cell log, link layer, overhead, align, mpu, bytes per second
 HTB_BUCKETS = struct.Struct("=IIIII")  # buffer, cbuffer (ticks), quantum, level, priority
@@ -265,8 +264,21 @@ class ClassState:
 class HtbClass(Netlink):
     """The shaped output of one interface of this network namespace: HTB over one queue."""
 
-    def __init__(self, interface: str, *, queue: QueueSpec, bytes_per_s: int) -> None:
+    def __init__(
+        self,
+        interface: str,
+        *,
+        queue: QueueSpec,
+        bytes_per_s: int,
+        idle_credit_s: float = IDLE_CREDIT_S,
+    ) -> None:
         """Sets the interface up.
+
+        Args:
+            interface: its name.
+            queue: in front of it.
+            bytes_per_s: rate at layer 3.
+            idle_credit_s: capacity that it saves up while no packets wait.
 
         Raises:
             ShapingError: the kernel refused, or took something else than asked.
@@ -294,6 +306,7 @@ class HtbClass(Netlink):
         self._get = request(RTM_GETTCLASS, NLM_F_REQUEST | NLM_F_ECHO, _tcmsg(index))
         self._get_leaf = qdisc_request(index, LEAF_HANDLE)
         self.bytes_per_s = bytes_per_s
+        self._idle_credit_ticks = _ticks(idle_credit_s)
         self.change(bytes_per_s, is_busy=False)
         self.verify()
 
@@ -318,7 +331,7 @@ class HtbClass(Netlink):
         """
         for offset in self._rate_at:
             struct.pack_into("=I", self._change, offset, bytes_per_s)
-        ticks = BUSY_CREDIT_TICKS if is_busy else IDLE_CREDIT_TICKS
+        ticks = BUSY_CREDIT_TICKS if is_busy else self._idle_credit_ticks
         struct.pack_into("=II", self._change, self._credit_at, ticks, ticks)
         self._ask(self._change, f"setting {bytes_per_s} bytes per second")
         self.bytes_per_s = bytes_per_s
@@ -395,6 +408,10 @@ class ReceiveCounter(Netlink):
             received, sent, size, unsent = LINK_STATS.unpack_from(answer, at)
             return received, sent, size, unsent
         raise ShapingError("the kernel gave no interface statistics")
+
+
+def _ticks(seconds: float) -> int:
+    return round(seconds * 1e9 / NS_PER_TICK)
 
 
 def _tcmsg(index: int) -> bytes:

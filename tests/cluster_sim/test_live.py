@@ -18,10 +18,12 @@ from cluster_sim.durations import ConstantDurations, DrawnDurations
 from cluster_sim.events import Event, ExecutorJoined, ExecutorLost, TaskFinished
 from cluster_sim.fabric import Fabric
 from cluster_sim.jobs import Edge, Job, JobGraph, Stage
-from cluster_sim.live import LiveConfig, LiveError, LiveRun, run_live
+from cluster_sim.live import run_live
+from cluster_sim.live_run import LiveConfig, LiveRun
 from cluster_sim.machine import ClusterConfig, ClusterStateError
 from cluster_sim.networked import run_networked
 from cluster_sim.observation import LEAVE_IDLE, Assignment, ClusterView
+from cluster_sim.roster import LiveError
 from cluster_sim.simulated import Decide, SimulationConfig
 from cluster_sim.speculation import SpeculationConfig
 from cluster_sim.wire import MAX_LINE_BYTES, WireError, decode, encode
@@ -217,7 +219,7 @@ def test_a_controller_that_leaves_all_idle_is_told_so() -> None:
 
 def test_strangers_do_no_harm() -> None:
     jobs = two_jobs()
-    sent = []
+    sent: list[int] = []
 
     def disturb(finished: int, event: Event, processes: list[BaseProcess], port: int) -> None:
         if not sent:

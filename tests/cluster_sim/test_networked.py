@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
@@ -194,3 +195,18 @@ def test_wrong_input_is_refused() -> None:
         run_networked(jobs, config, Fabric.star(3, 1.0), durations, FAIR)
     with pytest.raises(ClusterStateError, match="wait for executors"):
         run_networked(jobs, config, Fabric.star(2, 1.0), durations, lambda view: LEAVE_IDLE)
+
+
+def test_a_delay_costs_each_read_a_round_trip_of_its_way() -> None:
+    job = chain((2, 1000.0), (2, 1000.0), size_bytes=100)
+    near = Fabric.star(2, AMPLE_MBPS)
+    far = Fabric(hosts=2, host_mbps=AMPLE_MBPS, leaves=2, spines=1, spine_mbps=AMPLE_MBPS)
+    plain = simulate((job,), near).cluster.makespan_s
+    for fabric, links in ((near, 2), (far, 4)):
+        delayed = dataclasses.replace(fabric, delay_ms=5.0)
+        assert delayed.round_trip_ms(0, 1) == 2 * 5.0 * links
+        assert delayed.compressed(0.1).round_trip_ms(0, 1) == pytest.approx(links)
+        took_s = simulate((job,), delayed).cluster.makespan_s
+        assert took_s - plain == pytest.approx(links / 100)
+    with pytest.raises(FabricError, match="delay_ms = -1"):
+        dataclasses.replace(near, delay_ms=-1.0)

@@ -343,6 +343,7 @@ def test_description_has_schemas() -> None:
     assert set(arm["observation"]["required"]) == set(QUESTION)
     assert arm["observation"]["additionalProperties"] is False
     assert arm["decision"] == {"type": "integer"}
+    assert arm["uses_earlier_viewers"] is False
 
 
 def test_health_and_metrics() -> None:

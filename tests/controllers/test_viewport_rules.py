@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -208,3 +209,16 @@ def test_earlier_viewers_help_on_recorded_motion(data_dir: Path) -> None:
             )
     still, crowd_error = np.mean(errors, axis=0)
     assert crowd_error < 0.95 * still
+
+
+@pytest.mark.parametrize("name", registry.names("viewport"))
+def test_who_does_not_use_earlier_viewers_answers_the_same_without_them(name: str) -> None:
+    uses = registry.uses_earlier_viewers("viewport", name)
+    assert uses == (name in ("crossuser", "netllm"))
+    if uses or registry.needs_future("viewport", name):
+        return
+    pose = HeadPose(0.0, 5.0, 20.0)
+    alone = ViewportObservation((pose,) * 10, 20, 10.0)
+    told = dataclasses.replace(alone, earlier=((HeadPose(0.0, 30.0, 90.0),) * 30,))
+    controller = registry.create("viewport", name)
+    assert controller.decide(alone) == controller.decide(told)

@@ -121,3 +121,18 @@ def test_parse_is_tolerant_and_says_what_was_wrong() -> None:
 
 def test_identifier_fits() -> None:
     assert encode({"sid": cmcd.identifier("bba träce\n" * 10)}).startswith('sid="bba tr?ce?bba')
+
+
+def test_version_2_as_dash_js_sends_it() -> None:
+    parsed = parse(
+        'ab=(300;v),bl=(3900;v),br=(300;v),cid="v",d=4000,nor=("chunk-0-2.m4s"),ot=v,sn=3,sta=p,v=2'
+    )
+    assert parsed.errors == ()
+    assert parsed.values["bl"] == 3900
+    assert parsed.values["nor"] == "chunk-0-2.m4s"
+    assert parsed.values["sta"] == "p"
+
+
+def test_what_version_2_adds_is_unknown_in_version_1() -> None:
+    assert parse("sn=3").errors == ("unknown key sn",)
+    assert parse("bl=(3900;v)").errors == ("bl cannot be '(3900;v)'",)

@@ -17,7 +17,7 @@ from cluster_sim.events import Event, TaskFinished
 from cluster_sim.fabric import Fabric
 from cluster_sim.generated import GeneratedLibrary
 from cluster_sim.jobs import Edge, Job, JobGraph, Stage
-from cluster_sim.live import LiveConfig
+from cluster_sim.live_run import LiveConfig
 from cluster_sim.machine import ClusterConfig
 from cluster_sim.networked import run_networked
 from cluster_sim.observation import Assignment, ClusterView
@@ -25,7 +25,8 @@ from cluster_sim.simulated import SimulationConfig
 from cluster_sim.tpch import TpchLibrary
 from cluster_sim.workload import make_workload
 from controllers import registry
-from testbed.cluster_fabric import FabricNetwork, run_on_fabric
+from testbed.cluster_fabric import FabricNetwork
+from testbed.cluster_live import run_on_fabric
 from testbed.namespaces import unshare_network
 from testbed.sandbox import Send
 

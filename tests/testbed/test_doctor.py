@@ -48,7 +48,7 @@ def test_the_table_says_all_of_it() -> None:
 
 
 def test_a_missing_program_comes_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda program, path: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda program, path=None: None)
     monkeypatch.setattr(doctor, "TORCH_PROBE", "import no_such_package")
     monkeypatch.setattr(doctor, "probe_sandbox", lambda: SandboxProbe(None, "forbidden; allow it"))
     diagnosis = diagnose()

@@ -83,7 +83,6 @@ decision_s = 0.25
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"scheduling"', '"scheduling"\ndriver = "emulated"', "driver: .*not there yet; use simul"),
         ('"scheduling"', '"scheduling"\ndriver = "offline"', "driver.*'simulated' or 'emulated'"),
         ("[[arms]]", 'traces = "x"\n[[arms]]', "unknown key 'traces'; there are task.*executors"),
         ("[[arms]]", "[link]\n[[arms]]", "unknown key 'link'; there are task.*executors"),
@@ -95,7 +94,24 @@ decision_s = 0.25
         ("[1, 2]", "[1, 1]", "seeds: 1 occurs twice"),
         ("[1, 2]", "[-1]", "seeds: -1 must not be negative"),
         ("[[arms]]", "arrival_mean_s = -1\n[[arms]]", "arrival_mean_s: a mean gap of"),
-        ("[[arms]]", "time_scale = 0\n[[arms]]", "time_scale: must be positive"),
+        ("[[arms]]", "time_scale = 0\n[[arms]]", "time_scale: must be above 0 and at most 1"),
+        ("[[arms]]", "[fabric]\nbyte_scale = 0\n[[arms]]", "fabric.byte_scale: must be above 0"),
+        ("[[arms]]", "[fabric]\nhost_mbps = -1\n[[arms]]", "fabric: host_mbps = -"),
+        (
+            "[[arms]]",
+            '[fabric]\nshape = "leaf-spine"\nleaves = 9\n[[arms]]',
+            "fabric: 6 hosts at 9 leaves",
+        ),
+        (
+            "[[arms]]",
+            '[fabric]\nshape = "ring"\n[[arms]]',
+            "fabric.shape: .*'star' or 'leaf-spine'",
+        ),
+        (
+            "executors = 6",
+            'driver = "emulated"\nexecutors = 251',
+            "executors: each is a host; at most 250",
+        ),
         ("[[arms]]", 'arrivals = "often"\n[[arms]]', "arrivals: .*'poisson', 'bursty'"),
         (
             "[[arms]]",

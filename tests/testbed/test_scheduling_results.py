@@ -12,9 +12,9 @@ from testbed.experiment import parse_experiment
 from testbed.result_files import ResultFiles
 from testbed.result_rows import ResultsError, read_records
 from testbed.results import write_summary
+from testbed.scheduling_outcome import spread
 from testbed.scheduling_records import FinishedJob, SchedulingSessionRecord, Spread
 from testbed.scheduling_results import summarize_sessions
-from testbed.scheduling_simulation import spread
 from testbed.session_records import place_of, place_of_row
 from testbed.summary_tables import summary_table
 

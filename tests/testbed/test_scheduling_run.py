@@ -82,7 +82,7 @@ def test_a_recorded_episode_is_repeated_exactly(tmp_path: Path, reference_dir: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--driver", "emulated"), "the live cluster is not there yet; use simulated"),
+        (("--set", "fabric.fan_in=-1"), "fabric.fan_in: must not be negative"),
         (("--set", "jobs=data:tpch"), "needs the data folder"),
         (("--set", "arms.0.options={share=0.5}"), "no option 'share'"),
     ],

@@ -155,3 +155,35 @@ def test_every_scheduler_finishes_every_job(tmp_path: Path, name: str) -> None:
     mean = math.fsum(job.jct_s for job in record.jobs) / 4
     assert record.jct_s.mean == pytest.approx(mean)
     assert record.makespan_s == max(job.finished_s for job in record.jobs)
+
+
+def test_with_a_fabric_tasks_read_over_it(tmp_path: Path) -> None:
+    table = "record_tasks = 'all'\n[fabric]\nbyte_scale = 0.5\nhost_mbps = {}\n[[arms]]"
+    ample, scarce = (
+        SchedulingPlayer(plan).play(plan.sessions[0])
+        for mbps in ("1e9", "1e4")
+        for plan in (plan_of(tmp_path, ("[[arms]]", table.format(mbps))),)
+    )
+    bare_plan = plan_of(tmp_path)
+    bare = SchedulingPlayer(bare_plan).play(bare_plan.sessions[0])
+    assert bare.network is None
+    assert bare.jct_s is not None
+    assert ample.jct_s is not None
+    assert scarce.jct_s is not None
+    assert ample.jct_s.mean == pytest.approx(bare.jct_s.mean, rel=0.001)
+    assert scarce.jct_s.mean > 1.01 * bare.jct_s.mean
+    assert scarce.network is not None
+    assert scarce.tasks is not None
+    network, runs = scarce.network, scarce.tasks.runs
+    assert network.backend == "model:fluid"
+    edges = [edge.shuffle_bytes for job in bare_plan.workloads[1] for edge in job.graph.edges]
+    assert network.planned_bytes == pytest.approx(0.5 * sum(edges), rel=1e-6)
+    assert sum(one.remote_bytes for one in runs) == network.remote_bytes
+    assert len(runs) == sum(job.tasks for job in scarce.jobs)
+    read = [one for one in runs if one.remote_bytes]
+    assert read
+    for one in read:
+        assert one.compute_s is not None
+        assert one.start_s <= one.compute_s <= one.end_s  # to the millisecond
+        assert one.bytes_per_s is not None
+    assert [one.job for one in scarce.tasks.jobs] == [job.id for job in scarce.jobs]

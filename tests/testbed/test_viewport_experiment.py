@@ -227,8 +227,9 @@ def test_a_plan_survives_the_way_into_the_sandbox(tmp_path: Path) -> None:
     for one, other in zip(again.sessions, plan.sessions[2:], strict=True):
         assert one.motion.poses_deg.tolist() == other.motion.poses_deg.tolist()
         assert again.videos[one.motion.name] == plan.videos[one.motion.name]
-        earlier = [motion.name for motion in again.earlier[one.motion.name]]
-        assert earlier == [motion.name for motion in plan.earlier[one.motion.name]]
+        earlier = [motion.name for motion in again.earlier_of(one)]
+        assert earlier == [motion.name for motion in plan.earlier_of(other)]
+        assert bool(earlier) == (one.arm.controller == "crossuser")
 
 
 def test_the_built_in_recordings_need_no_files(tmp_path: Path) -> None:

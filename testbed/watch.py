@@ -1,0 +1,107 @@
+"""A session in a person's own browser, behind an emulated link: the outside of the sandbox.
+
+The port that the browser connects to is a listening socket of this machine's loopback. It is
+handed into the sandbox, to a process in the client host there (a socket belongs to the network
+where it was made, its holder may live in another one). So the browser needs no namespace, and
+everything that it plays has crossed the emulated link all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from player.browser_page import LOOPBACK
+from player.browser_parts import find_library
+from player.sockets import base_url, listening_socket
+from testbed.abr_experiment import AbrPlan
+from testbed.emulated_tasks import EMULATED_TASKS
+from testbed.emulation import emulation_errors, encode_plan
+from testbed.experiment_base import ConfigError
+from testbed.sandbox import run_in_sandbox
+from testbed.sessions import Session
+
+ENTRY = "testbed.watch_inside:watch"
+#: Not below /dev/shm, which is another one inside the sandbox.
+HANDOVER_FOLDER = "/tmp"  # noqa: S108 (a folder of its own is made in there, for this user only)
+HANDOVER_S = 120.0  # a sandbox is there long before
+
+
+def watch(
+    plan: AbrPlan, *, trace: str | None, port: int, on_ready: Callable[[str, Session], None]
+) -> None:
+    """Serves the page until interrupted.
+
+    Args:
+        plan: names traces, video, link and the controllers to choose from.
+        trace: name of the trace that the link replays; None: the first.
+        port: of the loopback; 0 takes a free one.
+        on_ready: is told the page's address and the session once it can be opened.
+
+    Raises:
+        BrowserMissing: dash.js is not there.
+        ConfigError: no such trace, or a controller cannot be made.
+        ServerAddressError: the port is taken.
+        LinkUnsupported, ShapingError, SandboxError: there is no such link here.
+    """
+    find_library()
+    session = session_on(plan, trace)
+    EMULATED_TASKS["abr"].prepare(plan)
+    with listening_socket(LOOPBACK, port) as listener, _handover(listener) as path:
+        url = base_url(listener)
+
+        def told(message: dict[str, Any]) -> None:
+            if message.get("kind") == "ready":
+                on_ready(url, session)
+
+        job = {"plan": encode_plan(plan, [session], jobs=1), "handover": str(path)}
+        with emulation_errors():
+            run_in_sandbox(ENTRY, job, on_message=told)
+
+
+def session_on(plan: AbrPlan, trace: str | None) -> Session:
+    """The first session on a trace.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for session in plan.sessions:
+        if trace in (None, session.trace.name):
+            return session
+    known = ", ".join(sorted(one.name for one in plan.traces)[:10])
+    raise ConfigError(f"--trace: there is no trace {trace!r}; there are {known}")
+
+
+@contextlib.contextmanager
+def _handover(listener: socket.socket) -> Iterator[Path]:
+    """Gives a listening socket to the first that connects to a path."""
+    folder = Path(tempfile.mkdtemp(prefix="testbed-watch-", dir=HANDOVER_FOLDER))
+    try:
+        path = folder / "socket"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as meeting:
+            meeting.bind(str(path))
+            meeting.listen(1)
+            meeting.settimeout(HANDOVER_S)
+
+            def give() -> None:
+                with contextlib.suppress(OSError), meeting.accept()[0] as end:
+                    socket.send_fds(end, [b"page"], [listener.fileno()])
+
+            threading.Thread(target=give, name="handover", daemon=True).start()
+            yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_over(path: str) -> socket.socket:
+    """The listening socket that waits at a path."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        end.connect(path)
+        _, descriptors, _, _ = socket.recv_fds(end, 16, 1)
+    return socket.socket(fileno=descriptors[0])
