@@ -47,6 +47,10 @@ def train_viewport(
             "0: learn from all, keep the last."
         ),
     ] = None,
+    alone: Annotated[
+        float | None,
+        typer.Option(help="Share of the batches that are told no earlier viewers."),
+    ] = None,
     strangers: Annotated[
         float | None,
         typer.Option(help="Share of the windows whose earlier viewers are turned away."),
@@ -90,6 +94,7 @@ def train_viewport(
             seed=seed,
             **_given(
                 hold_out=hold_out,
+                alone=alone,
                 strangers=strangers,
                 epochs=epochs,
                 steps=steps,
