@@ -19,8 +19,9 @@ setup-browser: setup
 demo: setup
 	@.venv/bin/testbed run examples/demo.toml
 
+# Four at once, on two cores as well: most of the time goes by while real packets are under way.
 test: setup
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --numprocesses 4 $(PYTEST_ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -306,7 +306,7 @@ def test_an_engine_that_dies_ends_the_run(folder: Path) -> None:
         *("--set", "link.backend=userspace"),
         *("--set", 'arms=[{controller="fixed"}, {controller="rate"}]'),
     )
-    kill_when_it_appears(run, "link_engine", after_s=4.0)
+    kill_when_it_appears(run, "link_engine", after_s=8.0)
     status, errors = finish(run)
     if "needs TUN/TAP" in errors:
         pytest.skip(errors)
