@@ -9,6 +9,8 @@ spine; what goes to a host of another leaf passes the spine of that host's numbe
 have it, so that one flow takes one path.
 
 With a delay, bytes are behind by a round trip: that of the question and of their own way.
+
+The links of hosts may follow bandwidth traces: at each border of a step all is shared anew.
 """
 
 from __future__ import annotations
@@ -18,9 +20,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cluster_sim.link_traces import MS_PER_S, TraceSteps, scaled_trace
+from player.trace import BITS_PER_MEGABIT, Trace
+
 BYTES_PER_MS_PER_MBPS = 125.0
 #: What TCP with timestamps leaves of a packet of 1,500 bytes.
 TCP_PAYLOAD_SHARE = 1448 / 1500
+#: Where a step without capacity begins, less than this of a transfer is rounding.
+_NOTHING_BYTES = 1e-6
+#: Ways that a message names.
+_MOST_NAMED = 4
+#: When all flows stand still for so long, and for two passes of each trace, they are taken never to
+#: go on: links of one way may have their outages in turn.
+_LONGEST_STALL_MS = 24 * 3600 * MS_PER_S
 
 
 class FabricError(ValueError):
@@ -33,11 +45,19 @@ class FabricLink:
 
     Attributes:
         name: ``from>to``, as in ``host3>leaf0``.
-        rate_mbps: its capacity.
+        rate_mbps: its capacity; the mean of its trace if it has one.
+        trace: what its capacity follows, over and over; None: it is constant.
     """
 
     name: str
     rate_mbps: float
+    trace: Trace | None = None
+
+    def bits_between(self, from_s: float, to_s: float) -> float:
+        """What it can carry between two moments, seconds since its trace began."""
+        if self.trace is None:
+            return self.rate_mbps * BITS_PER_MEGABIT * (to_s - from_s)
+        return float(self.trace.bits_until(to_s) - self.trace.bits_until(from_s))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +66,14 @@ class Fabric:
 
     Attributes:
         hosts: how many, numbered from 0; executor i is at host i.
-        host_mbps: capacity of the link of a host, each way.
+        host_mbps: capacity of the link of a host, each way; nothing with traces.
         leaves: switches that hosts are at, in blocks as equal as can be.
         spines: switches that join the leaves; 0 for a star, which has one leaf.
         spine_mbps: capacity of the link of a leaf and a spine, each way; 0 for a star.
         payload_share: what of a capacity is left for bytes of shuffles.
         delay_ms: one-way delay of each link.
+        traces: what the links of hosts follow, both ways, from time 0 on: host i has trace i,
+            modulo their number. Without any they have ``host_mbps``.
         links: all directions of all links.
     """
 
@@ -62,6 +84,7 @@ class Fabric:
     spine_mbps: float = 0.0
     payload_share: float = 1.0
     delay_ms: float = 0.0
+    traces: tuple[Trace, ...] = ()
     links: tuple[FabricLink, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,12 +108,15 @@ class Fabric:
             for leaf in range(self.leaves)
             for spine in range(self.spines)
         ]
+        traces = [self.traces[one % len(self.traces)] for one in range(self.hosts) if self.traces]
         links = [
             FabricLink(f"{first}>{second}", rate_mbps)
             for pairs, rate_mbps in ((hosts, self.host_mbps), (spines, self.spine_mbps))
             for ends in (pairs, [(far, near) for near, far in pairs])
             for first, second in ends
         ]
+        for place, trace in enumerate(traces * 2):  # what goes up comes first, then what comes down
+            links[place] = FabricLink(links[place].name, trace.mean_mbps, trace)
         object.__setattr__(self, "links", tuple(links))
 
     @classmethod
@@ -135,6 +161,9 @@ class Fabric:
             host_mbps=self.host_mbps / time_scale,
             spine_mbps=self.spine_mbps / time_scale,
             delay_ms=self.delay_ms * time_scale,
+            traces=tuple(
+                scaled_trace(trace, time=time_scale, rate=1 / time_scale) for trace in self.traces
+            ),
         )
 
     def with_headers(self) -> Fabric:
@@ -220,14 +249,22 @@ class _Flow:
 class FabricFlows:
     """What readers fetch over a fabric; a reader is done when all its flows are.
 
-    Time is an argument, and never runs backwards. Call :meth:`finish_next` for all that is done by
+    Time is an argument, and never runs backwards. Call :meth:`finish_next` for all that happens by
     a moment before anything is begun or stopped at it.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
-        bytes_per_ms = BYTES_PER_MS_PER_MBPS * fabric.payload_share  # at 1 Mbit/s
-        self._capacities = [link.rate_mbps * bytes_per_ms for link in fabric.links]
+        self._bytes_per_ms = BYTES_PER_MS_PER_MBPS * fabric.payload_share  # at 1 Mbit/s
+        self._capacities = [link.rate_mbps * self._bytes_per_ms for link in fabric.links]
+        steps = [TraceSteps(trace) for trace in fabric.traces]
+        self._steps = {  # by place of the link
+            place: steps[place % fabric.hosts % len(steps)]
+            for place, link in enumerate(fabric.links)
+            if link.trace is not None
+        }
+        self._longest_stall_ms = max(_LONGEST_STALL_MS, *(2 * one.duration_ms for one in steps), 0)
+        self._stalled_ms = math.inf  # since when nothing moves
         self._flows: list[_Flow] = []
         self._open: dict[int, int] = {}  # by reader: flows that are not done
         self._now_ms = 0.0
@@ -237,7 +274,13 @@ class FabricFlows:
 
     @property
     def next_ms(self) -> float:
-        """When the next flow is done, if nothing else begins; infinity without flows."""
+        """When the next flow is done or a capacity changes, if nothing else begins.
+
+        Infinity without flows.
+
+        Raises:
+            FabricError: no flow has moved for a day or more, and none is taken to do so ever.
+        """
         if self._is_stale:
             self._share()
         return self._next_ms
@@ -305,9 +348,39 @@ class FabricFlows:
 
     def _share(self) -> None:
         self._is_stale = False
+        changes_ms = self._follow_traces()
         rates = fair_shares([flow.path for flow in self._flows], self._capacities)
         for flow, rate in zip(self._flows, rates, strict=True):
             if rate != flow.rate:  # otherwise it is done when it was to be
                 flow.rate = rate
-                flow.finish_ms = self._now_ms + flow.left_bytes / rate if rate else math.inf
-        self._next_ms = min((flow.finish_ms for flow in self._flows), default=math.inf)
+                if rate:
+                    flow.finish_ms = self._now_ms + flow.left_bytes / rate
+                else:
+                    flow.finish_ms = self._now_ms if flow.left_bytes < _NOTHING_BYTES else math.inf
+        finish_ms = min((flow.finish_ms for flow in self._flows), default=math.inf)
+        self._next_ms = min(finish_ms, changes_ms)
+        is_stalled = bool(self._flows) and finish_ms == math.inf
+        self._stalled_ms = min(self._stalled_ms, self._now_ms) if is_stalled else math.inf
+        if self._now_ms - self._stalled_ms > self._longest_stall_ms:
+            raise FabricError(
+                f"no bytes have moved since {self._stalled_ms / MS_PER_S:g} s: the traces of "
+                f"{', '.join(self._ways())} never let any through at the same time"
+            )
+
+    def _follow_traces(self) -> float:
+        """Takes the capacities of now for the links in use; returns until when they hold."""
+        if not self._steps:
+            return math.inf
+        until_ms = math.inf
+        for link in {link for flow in self._flows for link in flow.path}:
+            if (steps := self._steps.get(link)) is not None:
+                steps.move_to(self._now_ms)
+                self._capacities[link] = steps.rate_mbps * self._bytes_per_ms
+                until_ms = min(until_ms, steps.until_ms)
+        return until_ms
+
+    def _ways(self) -> list[str]:
+        """What flows go over, in words."""
+        links = self.fabric.links
+        ways = {f"{links[flow.path[0]].name} … {links[flow.path[-1]].name}" for flow in self._flows}
+        return sorted(ways)[:_MOST_NAMED]

@@ -14,15 +14,17 @@
 
 Leaves and spines route: there are loops, which bridges may not have, and what goes to a host takes
 the spine that :class:`cluster_sim.fabric.Fabric` says. Hosts see one network; their leaf answers
-for the others (proxy ARP). With the kernel's back-end each output is an HTB class of constant rate;
-with the user-space link each link is a pair of TAP interfaces.
+for the others (proxy ARP). With the kernel's back-end each output is an HTB class; with the
+user-space link each link is a pair of TAP interfaces. What follows a trace has its mean rate until
+the replay starts, with every session anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -30,7 +32,8 @@ from typing import Any
 
 from mininet.nodelib import LinuxBridge
 
-from cluster_sim.fabric import BYTES_PER_MS_PER_MBPS, Fabric
+from cluster_sim.fabric import BYTES_PER_MS_PER_MBPS, Fabric, FabricLink
+from testbed.fabric_replay import FabricReplay, TracedOutput
 from testbed.host_tcp import PREFIX, HostTcp
 from testbed.links.backends import Backend, LinkUnsupported, choose_backend
 from testbed.links.engine import EngineHandle, engine_process
@@ -43,7 +46,7 @@ from testbed.links.htb import (
 )
 from testbed.links.mininet_link import TapLink
 from testbed.links.netem import at_port
-from testbed.links.process import Port
+from testbed.links.process import Port, RunningLink
 from testbed.links.spec import DirectionSpec, LinkSpec, QueueSpec, constant_trace
 from testbed.links.userspace import UserspaceLink
 from testbed.namespaces import in_network_of, socket_in
@@ -80,11 +83,11 @@ TCP_SETTINGS: Mapping[str, int | str] = MappingProxyType({"slow_start_after_idle
 
 @dataclass(frozen=True, slots=True)
 class _Cable:
-    """A link that is to be shaped: its ends, both nodes of Mininet, and its rate."""
+    """A link that is to be shaped: its ends, both nodes of Mininet, and its capacity each way."""
 
     near: str
     far: str
-    rate_mbps: float
+    capacity: FabricLink
     link: Any
 
 
@@ -98,12 +101,14 @@ class FabricNetwork:
         master: what drives the cluster; its address is on the control network.
         controller: what the master asks; likewise.
         backend: what shapes the links.
+        began_s: ``time.monotonic()`` when the links last began to replay their traces.
     """
 
     hosts: tuple[NetworkHost, ...]
     master: NetworkHost
     controller: NetworkHost
     backend: str
+    began_s: float
 
     def __init__(
         self,
@@ -130,7 +135,9 @@ class FabricNetwork:
         self._tcp = tcp or HostTcp(settings=TCP_SETTINGS)
         self._engine = engine
         self._cleanup = contextlib.ExitStack()
-        self._running: list[UserspaceLink] = []
+        self._running: list[RunningLink] = []
+        self._replaying: list[RunningLink] = []  # those of them that follow traces
+        self._outputs: list[TracedOutput] = []  # of the kernel, likewise
         self._classes: list[HtbClass] = []
         self._counters: dict[str, ReceiveCounter] = {}
 
@@ -149,7 +156,7 @@ class FabricNetwork:
         if self._fabric.delay_ms and self._backend == "kernel":
             raise LinkUnsupported("delay_ms of a fabric needs the link back-end userspace")
         asked = "userspace" if self._fabric.delay_ms else self._backend
-        return choose_backend(self._spec(self._fabric.host_mbps).replace(backend=asked))
+        return choose_backend(self._spec(self._fabric.links[0]).replace(backend=asked))
 
     def __enter__(self) -> FabricNetwork:
         """Builds the network and tries it out.
@@ -184,6 +191,35 @@ class FabricNetwork:
         for link in self._running:
             link.check_alive()
 
+    @contextlib.contextmanager
+    def ready_to_replay(self) -> Iterator[None]:
+        """Inside of the context, :meth:`start_replay` may be called.
+
+        Raises:
+            ShapingError: a link did not do what was asked.
+        """
+        if not self._outputs:
+            yield
+            return
+        replay = FabricReplay(self._outputs)
+        self._running.append(replay)
+        self._replaying.append(replay)
+        try:
+            yield
+        finally:
+            self._running.remove(replay)
+            self._replaying.remove(replay)
+            replay.end()
+
+    def start_replay(self) -> None:
+        """All links that follow a trace begin with it, now.
+
+        Raises:
+            ShapingError: what makes them died.
+        """
+        began_s = [link.start() for link in self._replaying]
+        self.began_s = min(began_s, default=time.monotonic())
+
     def received_bytes(self) -> tuple[int, ...]:
         """Bytes that the interface of each host has received from the fabric, at layer 3."""
         moved = self.moved_bytes()
@@ -205,10 +241,9 @@ class FabricNetwork:
 
     # ---- building ------------------------------------------------------------------------------
 
-    def _spec(self, rate_mbps: float) -> LinkSpec:
-        way = DirectionSpec(
-            trace=constant_trace(rate_mbps), delay_ms=self._fabric.delay_ms, queue=self._queue
-        )
+    def _spec(self, capacity: FabricLink) -> LinkSpec:
+        trace = capacity.trace or constant_trace(capacity.rate_mbps)
+        way = DirectionSpec(trace=trace, delay_ms=self._fabric.delay_ms, queue=self._queue)
         return LinkSpec(down=way, up=way, backend=self._backend)
 
     def _build(self) -> None:
@@ -231,11 +266,14 @@ class FabricNetwork:
             engine = self._engine or self._cleanup.enter_context(engine_process())
             for cable in cables:
                 running = UserspaceLink(
-                    self._spec(cable.rate_mbps), engine=engine, media=cable.link.taps
+                    self._spec(cable.capacity), engine=engine, media=cable.link.taps
                 )
                 self._cleanup.callback(running.close)
                 self._running.append(running)
-                running.start()
+                if cable.capacity.trace is None:
+                    running.start()
+                else:
+                    self._replaying.append(running)
         else:
             for cable in cables:
                 self._shape(cable)
@@ -264,28 +302,31 @@ class FabricNetwork:
             near, far = link.name.split(">")
             if near.startswith("host") or far.startswith("spine"):  # each pair once
                 made = net.addLink(nodes[near], nodes[far], cls=kind)
-                cables.append(_Cable(near, far, link.rate_mbps, made))
+                cables.append(_Cable(near, far, link, made))
         for one in range(fabric.hosts):
             at = {"ip": f"{_address(CONTROL_NETWORK, one)}/{PREFIX}"}
             net.addLink(control, nodes[f"host{one}"], params2=at)
         return cables
 
     def _shape(self, cable: _Cable) -> None:
-        bytes_per_s = clip_rate(cable.rate_mbps * BYTES_PER_MS_PER_MBPS * MS_PER_S)
-        for interface in (cable.link.intf1, cable.link.intf2):
-            port = Port(interface.name, interface.node.pid)
-            self._classes.append(
-                self._cleanup.enter_context(
-                    at_port(
-                        port,
-                        HtbClass,
-                        port.interface,
-                        queue=self._queue,
-                        bytes_per_s=bytes_per_s,
-                        idle_credit_s=IDLE_CREDIT_S,
-                    )
+        bytes_per_s = clip_rate(cable.capacity.rate_mbps * BYTES_PER_MS_PER_MBPS * MS_PER_S)
+        ends = [Port(end.name, end.node.pid) for end in (cable.link.intf1, cable.link.intf2)]
+        for port, receiver in (ends, ends[::-1]):
+            shaped = self._cleanup.enter_context(
+                at_port(
+                    port,
+                    HtbClass,
+                    port.interface,
+                    queue=self._queue,
+                    bytes_per_s=bytes_per_s,
+                    idle_credit_s=IDLE_CREDIT_S,
                 )
             )
+            self._classes.append(shaped)
+            if (trace := cable.capacity.trace) is not None:
+                received = at_port(receiver, ReceiveCounter, receiver.interface)
+                self._cleanup.enter_context(received)
+                self._outputs.append(TracedOutput(trace, shaped, received))
 
     def _count(self, cable: _Cable) -> None:
         ends = cable.link.intf1, cable.link.intf2

@@ -23,11 +23,13 @@ from testbed.namespaces import Child, fork_into, set_timer_slack_ns, socket_in
 from testbed.topology import NetworkHost, TopologyError
 
 LINK_CHECK_S = 0.5
+CLOCK_POLL_S = 0.001
 SAMPLE_S = 0.2  # from one reading of the links' counters to the next
 REAL_TIME_PRIORITY = 1
 GO = b"go"
 
-#: Takes the cluster's time, the real time and the bytes that came out of each link so far.
+#: Takes the cluster's time, real seconds since the links began to follow their traces, and the
+#: bytes that came out of each link so far.
 Sample = Callable[[float, float, Mapping[str, int]], None]
 
 
@@ -70,6 +72,7 @@ def run_on_fabric(
     with (
         socket_in(network.master.pid, network.master.address, 0) as listener,
         contextlib.ExitStack() as stack,
+        network.ready_to_replay(),
     ):
         agents = stack.enter_context(agents_on(network, listener.getsockname(), work))
         losses = [
@@ -81,7 +84,7 @@ def run_on_fabric(
             return await _guarded(
                 run_live(jobs, config, durations, ask, listener, watch, clock),
                 _look_after(network),
-                _sample(network, clock, sample),
+                _replay_and_sample(network, clock, sample),
                 *(loss.happen(clock) for loss in losses),
             )
 
@@ -179,14 +182,21 @@ async def _look_after(network: FabricNetwork) -> None:
         network.check_alive()
 
 
-async def _sample(network: FabricNetwork, clock: LiveClock, sample: Sample | None) -> None:
-    """Reads counters in a thread: there may be hundreds, and the master has better to do."""
+async def _replay_and_sample(
+    network: FabricNetwork, clock: LiveClock, sample: Sample | None
+) -> None:
+    """Starts the links with the clock, then reads their counters every now and then.
+
+    These are read in a thread: there may be hundreds, and the master has better to do.
+    """
+    while not clock.is_running:
+        await asyncio.sleep(CLOCK_POLL_S)
+    network.start_replay()
     loop = asyncio.get_running_loop()
     while sample is not None:
         moved = await asyncio.to_thread(network.moved_bytes)
         now_s = loop.time()
-        if clock.is_running:
-            sample(clock.at_ms(now_s), now_s, moved)
+        sample(clock.at_ms(now_s), now_s - network.began_s, moved)
         await asyncio.sleep(SAMPLE_S)
 
 

@@ -38,7 +38,6 @@ from testbed.scheduling_tracing import Tracer
 
 PROGRESS_STEPS = 100
 BITS_PER_BYTE = 8
-BITS_PER_MBIT = 1e6
 _DIGITS = 3
 
 
@@ -267,22 +266,22 @@ class LinkSamples:
         fabric = plan.fabric.compressed(plan.experiment.time_scale)
         self.rows: list[dict[str, Any]] = []
         self._which = {"arm": session.arm.label, "seed": session.seed}
-        self._rates = {link.name: link.rate_mbps * BITS_PER_MBIT for link in fabric.links}
+        self._links = fabric.links
         self._last: tuple[float, float, Mapping[str, int]] | None = None
 
     def take(self, at_ms: float, now_s: float, moved: Mapping[str, int]) -> None:
-        """Takes a reading."""
+        """Takes a reading; see :data:`testbed.cluster_live.Sample`."""
         if self._last is not None:
             last_ms, last_s, before = self._last
-            for name, rate in self._rates.items():
+            for link in self._links:
                 self.rows.append(
                     self._which
                     | {
-                        "link": name,
+                        "link": link.name,
                         "begin_s": round(last_ms / MS_PER_S, _DIGITS),
                         "end_s": round(at_ms / MS_PER_S, _DIGITS),
-                        "asked_bits": round(rate * (now_s - last_s)),
-                        "delivered_bits": (moved[name] - before[name]) * BITS_PER_BYTE,
+                        "asked_bits": round(link.bits_between(last_s, now_s)),
+                        "delivered_bits": (moved[link.name] - before[link.name]) * BITS_PER_BYTE,
                     }
                 )
         self._last = at_ms, now_s, moved

@@ -26,7 +26,8 @@ from cluster_sim.machine import ClusterConfig
 from cluster_sim.simulated import MS_PER_SECOND, SimulationConfig
 from cluster_sim.tpch import TpchFormatError, TpchLibrary
 from cluster_sim.workload import JobLibrary, make_workload
-from testbed.builtin import BUILTIN_PREFIX, DataNotFound, resolve_path
+from player.trace import Trace
+from testbed.builtin import BUILTIN_PREFIX, DataNotFound, resolve_path, resolve_traces
 from testbed.experiment_base import ConfigError
 from testbed.experiment_sections import ArmConfig
 from testbed.scheduling_experiment import SchedulingExperiment
@@ -78,6 +79,7 @@ class SchedulingPlan(Plan):
     Attributes:
         workloads: by seed; with a network, their bytes are those that really move.
         episode: the recorded run that is repeated; None: durations are drawn.
+        link_traces: what the links of executors follow, as in their files; none: they are constant.
         data_dir: what ``data:`` stood for.
         base: folder that relative paths started from.
     """
@@ -86,6 +88,7 @@ class SchedulingPlan(Plan):
     sessions: tuple[SchedulingSession, ...]
     workloads: Mapping[int, tuple[Job, ...]]
     episode: Episode | None
+    link_traces: tuple[Trace, ...]
     data_dir: Path | None
     base: Path
 
@@ -98,7 +101,7 @@ class SchedulingPlan(Plan):
     def fabric(self) -> Fabric | None:
         """The network between executors, in the cluster's time; None: bytes take no time."""
         settings = self.experiment.fabric_settings
-        return None if settings is None else settings.fabric(self.executors)
+        return None if settings is None else settings.fabric(self.executors, self.link_traces)
 
     @property
     def simulation(self) -> SimulationConfig:
@@ -139,7 +142,7 @@ def plan_scheduling(
         base: folder that relative paths start from.
 
     Raises:
-        ConfigError, DataNotFound, UnknownController: what is wrong, and where.
+        ConfigError, DataNotFound, TraceFormatError, UnknownController: what is wrong, and where.
     """
     experiment.check_controllers()
     seeds = experiment.session_seeds
@@ -153,6 +156,10 @@ def plan_scheduling(
         workloads = {
             seed: with_bytes(jobs, settings.byte_scale) for seed, jobs in workloads.items()
         }
+    traces: tuple[Trace, ...] = ()
+    if settings is not None and settings.traces is not None:
+        hosts = experiment.executors if episode is None else episode.executors
+        traces = resolve_traces(settings.traces, data_dir, base, limit=hosts)
     pairs = [(seed, arm) for seed in seeds for arm in experiment.arms]
     recorded = experiment.recorded_seeds
     return SchedulingPlan(
@@ -163,6 +170,7 @@ def plan_scheduling(
         ),
         workloads,
         episode,
+        traces,
         data_dir,
         base,
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster_sim.arrivals import BurstyArrivals
 from cluster_sim.durations import Disturbances
 from cluster_sim.fabric import Fabric
+from cluster_sim.link_traces import scaled_trace
 from cluster_sim.simulated import MOVING_DELAY_MS, MS_PER_SECOND, Outage
 from cluster_sim.speculation import SpeculationConfig
+from player.trace import Trace
 from testbed.experiment_sections import FORBID_UNKNOWN
 
 
@@ -100,7 +103,10 @@ class FabricSettings:
 
     Attributes:
         shape: ``star``: all hosts at one switch that is never the bottleneck.
-        host_mbps: capacity of the link of a host, each way.
+        host_mbps: capacity of the link of a host, each way. With ``traces`` it caps nothing; the
+            links to the spines still follow from it.
+        traces: what the links of hosts follow, over and over, host i trace i modulo their number:
+            ``builtin:NAME``, a trace or a folder of traces; None: ``host_mbps``.
         leaves: ``leaf-spine``: switches that hosts are at.
         spines: ``leaf-spine``: switches that join those.
         oversubscription: ``leaf-spine``: what the hosts of a leaf can send, as a multiple of what
@@ -116,6 +122,7 @@ class FabricSettings:
     __pydantic_config__ = FORBID_UNKNOWN
     shape: Literal["star", "leaf-spine"] = "star"
     host_mbps: float = 1000.0
+    traces: str | None = None
     leaves: int = 4
     spines: int = 2
     oversubscription: float = 2.0
@@ -126,8 +133,12 @@ class FabricSettings:
     congestion: str = "cubic"
     backend: Literal["auto", "kernel", "userspace"] = "auto"
 
-    def fabric(self, hosts: int) -> Fabric:
+    def fabric(self, hosts: int, traces: Sequence[Trace] = ()) -> Fabric:
         """The network with so many hosts, for as many bytes as really move.
+
+        Args:
+            hosts: how many.
+            traces: those that are named, as they are in the file.
 
         Raises:
             FabricError: a value out of range.
@@ -143,7 +154,11 @@ class FabricSettings:
                 spines=self.spines,
                 oversubscription=self.oversubscription,
             )
-        return dataclasses.replace(fabric, delay_ms=self.delay_ms)
+        return dataclasses.replace(
+            fabric,
+            delay_ms=self.delay_ms,
+            traces=tuple(scaled_trace(trace, rate=self.byte_scale) for trace in traces),
+        )
 
     @property
     def ranges(self) -> int | None:

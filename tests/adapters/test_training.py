@@ -22,6 +22,7 @@ from adapters.checkpoints import (
 from adapters.datasets import Batch
 from adapters.policy import AbrModelConfig
 from adapters.pools import Pool, PoolError
+from adapters.scheduling_checkpoints import load_scheduling
 from adapters.training import PoolLearner, TrainingConfig, train_abr
 from adapters.training_loop import Progress, TrainingDiverged, TrainingError
 from adapters.viewport_checkpoints import load_viewport
@@ -267,4 +268,5 @@ def test_what_is_shipped_loads() -> None:
         if config["task"] == "abr":
             assert load_checkpoint(name).config.levels == 6
         else:
-            assert load_viewport(name).adapter_state()
+            load = {"viewport": load_viewport, "scheduling": load_scheduling}[config["task"]]
+            assert load(name).adapter_state()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from cluster_sim.fabric import (
     FabricFlows,
     fair_shares,
 )
+from player.trace import Trace
 
 PER_MS = BYTES_PER_MS_PER_MBPS
 
@@ -176,3 +179,77 @@ def test_fabrics_that_cannot_be(changes: dict[str, float], message: str) -> None
         Fabric.star(4, 1.0).compressed(0.0)
     with pytest.raises(FabricError, match="no host 4"):
         Fabric.star(4, 1.0).path(0, 4)
+
+
+def traced(*traces: Trace, hosts: int) -> FabricFlows:
+    return FabricFlows(dataclasses.replace(Fabric.star(hosts, 1.0), traces=traces))
+
+
+def steps(*rates_mbps: float, step_s: float = 1.0) -> Trace:
+    """A trace with a step per rate."""
+    times_s = np.arange(len(rates_mbps) + 1) * step_s
+    return Trace("steps", times_s, np.array([0.0, *rates_mbps]))
+
+
+AMPLE = steps(1e6)
+
+
+def test_a_flow_over_a_stepped_trace_takes_what_the_integral_says() -> None:
+    # A second of 8 Mbit/s is 1e6 bytes; then nothing, then half as much, and so on.
+    flows = traced(steps(8.0, 0.0, 4.0), AMPLE, hosts=2)
+    flows.begin(1, {0: 1_100_000}, now_ms=500.0)
+    # 500 kB until 1 s, 500 kB from 2 to 3 s, 100 kB from then on at 8 Mbit/s: the trace looped.
+    assert finish_times(flows) == [(3100.0, 1)]
+    assert flows.moved_bytes[0] == pytest.approx(1_100_000)
+    assert flows.next_ms == math.inf
+    flows.begin(1, {0: 1_000}, now_ms=1_001_500.0)  # long behind, in the third step of a pass
+    assert finish_times(flows) == [(1_001_502.0, 1)]
+
+
+def test_what_ends_with_its_step_does_not_wait_for_the_next_one() -> None:
+    flows = traced(steps(0.3, 0.0, step_s=0.1), AMPLE, hosts=2)
+    flows.begin(1, {0: 3750}, now_ms=0.0)
+    assert finish_times(flows) == [(pytest.approx(100.0), 1)]
+    flows.begin(1, {0: 1}, now_ms=100.0)  # within the outage
+    assert [at_ms for at_ms, _ in finish_times(flows)] == [pytest.approx(200 + 1 / 37.5)]
+
+
+def test_hosts_take_turns_with_traces_and_share_what_changes() -> None:
+    flows = traced(steps(8.0, 16.0), AMPLE, hosts=4)  # hosts 0 and 2, and 1 and 3, have the same
+    links = flows.fabric.links
+    assert [link.trace is AMPLE for link in links] == [False, True] * 4
+    assert links[0].rate_mbps == 12.0
+    assert links[2].bits_between(0.5, 3.5) == pytest.approx(36e6)
+    flows.begin(1, {0: 1_500_000}, now_ms=0.0)
+    flows.begin(3, {0: 1_500_000}, now_ms=0.0)
+    # Half a second's worth each in the first second, then 1 MB a second each.
+    assert finish_times(flows) == [(2000.0, 1), (2000.0, 3)]
+    flows.begin(2, {1: 500_000}, now_ms=2000.0)  # what comes down follows it too
+    assert finish_times(flows) == [(2500.0, 2)]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 3.0, 11.0]), min_size=1, max_size=5).filter(any),
+    st.floats(0.0, 9_000.0),
+    st.integers(1, 10**7),
+)
+def test_one_flow_agrees_with_the_trace(
+    rates_mbps: list[float], begin_ms: float, size_bytes: int
+) -> None:
+    trace = steps(*rates_mbps, step_s=0.7)
+    flows = traced(trace, AMPLE, hosts=2)
+    flows.begin(1, {0: size_bytes}, now_ms=begin_ms)
+    took_s = trace.transfer_s(8.0 * size_bytes, begin_ms / 1000)
+    ((at_ms, _),) = finish_times(flows)
+    assert at_ms == pytest.approx(begin_ms + 1000 * took_s, rel=1e-9)
+
+
+def test_traces_are_compressed_and_outages_in_turn_are_told() -> None:
+    in_turn = steps(8.0, 0.0, step_s=5000.0), steps(0.0, 8.0, step_s=5000.0)
+    fabric = dataclasses.replace(Fabric.star(2, 1.0), traces=in_turn)
+    faster = fabric.compressed(0.02).traces[0]
+    assert (faster.duration_s, faster.mean_mbps) == (200.0, pytest.approx(200.0))
+    flows = FabricFlows(fabric)
+    flows.begin(1, {0: 1000}, now_ms=0.0)
+    with pytest.raises(FabricError, match=r"since 0 s: .*host0>leaf0 … leaf0>host1 never let"):
+        finish_times(flows)

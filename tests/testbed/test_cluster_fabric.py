@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cluster_entries as entries
@@ -36,6 +37,25 @@ def test_bytes_cross_the_fabric_as_planned(backend: str, shape: dict[str, Any]) 
     # Headers, requests and acknowledgements come on top; nothing may be missing on the wire.
     assert 1.0 < sum(seen["received"]) / shuffle["remote_bytes"] < 1.25
     assert shuffle["fetch_s"] > 0.8 * seen["simulated_shuffle"]["fetch_s"]
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("backend", ["kernel", "userspace"])
+def test_links_follow_their_traces_from_the_begin_of_every_session(backend: str) -> None:
+    # Nothing passes from 5 to 20 s of the cluster, 0.25 to 1 s; what is to be read is from 12 s on.
+    traces = [[[0.0, 5.0, 20.0, 1000.0], [0.0, 4.0, 0.0, 4.0]]]
+    job = {"chain": [3, 10_000, 600_000], "hosts": 3, "traces": traces, "time_scale": 0.05}
+    seen = run({**CHAIN, **job, "backend": backend, "sessions": 2})
+    assert seen["backend"] == backend
+    assert seen["finished_tasks"] == seen["total_tasks"] == 6
+    times_s = [at_s for at_s, _ in seen["samples"]]
+    second = next(
+        place for place, pair in enumerate(itertools.pairwise(times_s)) if pair[1] < pair[0]
+    )
+    for samples in (seen["samples"][: second + 1], seen["samples"][second + 1 :]):
+        within = [moved for at_s, moved in samples if 0.3 < at_s < 0.98]
+        # A packet that is due on each output may be under way.
+        assert max(within) - min(within) < 10 * 1500 < samples[-1][1] - within[0]
 
 
 @pytest.mark.emulation

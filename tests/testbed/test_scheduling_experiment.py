@@ -18,6 +18,7 @@ from testbed.experiment import (
     read_experiment,
 )
 from testbed.scheduling_experiment import SchedulingExperiment
+from testbed.traces import TraceFormatError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -166,6 +167,13 @@ def test_mistakes_name_file_key_and_alternatives(
         ("[[arms]]", 'arrivals = "recorded"\n[[arms]]', ConfigError, "no recorded arrivals"),
         ("[[arms]]", "limit = 3\n[[arms]]", ConfigError, "limit: of jobs read from a trace"),
         ("[[arms]]", 'episode = "x.json"\n[[arms]]', DataNotFound, "x.json"),
+        ("[[arms]]", '[fabric]\ntraces = "nowhere"\n[[arms]]', DataNotFound, "nowhere"),
+        (
+            "[[arms]]",
+            '[fabric]\ntraces = "trace.csv"\n[[arms]]',
+            TraceFormatError,
+            r"trace.csv:1: ",
+        ),
         ("[[arms]]", 'episode = "trace.csv"\n[[arms]]', ConfigError, "episode: .*trace.csv"),
     ],
 )
@@ -230,3 +238,16 @@ def test_the_examples_can_be_read_and_planned(name: str) -> None:
     assert isinstance(experiment, SchedulingExperiment)
     if experiment.jobs.startswith("builtin:"):
         assert plan_experiment(experiment, data_dir=None, base=path.parent).sessions
+
+
+def test_links_of_executors_follow_the_traces_that_are_named(tmp_path: Path) -> None:
+    fabric = '[fabric]\ntraces = "builtin:hsdpa"\nbyte_scale = 0.5\nshape = "leaf-spine"\n[[arms]]'
+    plan = plan_of(tmp_path, ("[[arms]]", fabric), ("executors = 6", "executors = 23"))
+    assert plan.fabric is not None
+    names = [link.trace.name for link in plan.fabric.links if link.trace is not None]
+    assert len(names) == 2 * 23
+    assert names[:20] == [trace.name for trace in plan.link_traces]
+    assert names[20:26] == [*names[:3], *names[:3]]
+    assert plan.fabric.links[0].rate_mbps == pytest.approx(plan.link_traces[0].mean_mbps / 2)
+    assert plan.fabric.spine_mbps == 6 * 500.0 / (2 * 2)  # of host_mbps
+    assert plan_of(tmp_path, ("[[arms]]", "[fabric]\n[[arms]]")).link_traces == ()
