@@ -32,6 +32,7 @@ class ChunkAccount:
         predicted: ``(ticks, 5)`` where the viewer was last expected to look; None: unasked.
         shares: share of the field of view that each tile was last expected to fill, likewise.
         asked_s: when it was first asked for, on the player's clock; when it began, if never.
+        asked_media_s: position in the video when it was last asked for.
         began: levels when it began to play; None before.
         is_over: whether it has been played.
     """
@@ -43,6 +44,7 @@ class ChunkAccount:
     asked_s: float
     predicted: FloatArray | None = None
     shares: FloatArray | None = None
+    asked_media_s: float = 0.0
     buffer_s: float = 0.0
     throughput_kbps: float | None = None
     decisions: int = 0

@@ -1,15 +1,16 @@
-"""What tiles are worth and what they cost: expected shares of the field of view, and the link.
+"""Which tiles to fetch at which level, from what a controller predicts and the link allows.
 
 A predicted pose with its spread is a Laplace distribution of yaw and of pitch around the pose. What
 part of the field of view a tile is expected to fill is read from a table of fields of view over a
-lattice of poses, so that the whole distribution counts, not a few samples of it. Viewers surprise
-every predictor more often than a Laplace distribution has it, so a part of the weight always lies
-on a wider one, the same for all controllers; only one that is certain is taken at its word.
+lattice of poses, so that the whole distribution counts, not a few samples of it. Levels are then
+raised greedily, always the step that gains most per second of download time; the worth of a level
+is the logarithm of its bitrate, as in BOLA (Spiteri et al., INFOCOM 2016).
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ FloatArray = NDArray[np.float64]
 
 #: Level of a tile that is not there.
 MISSING = -1
-#: How often a viewer is presumed to do something that was not foretold, and how much further off
-#: than the assumed spread that is.
-DOUBT = 0.1
-DOUBT_SPREADS = 2.0
+#: Tiles that fill less of the field of view than this are not worth a request.
+NEGLIGIBLE_SHARE = 1e-3
+#: Fetching a tile once more wastes what is there, so it has to gain this much.
+MIN_GAIN_OF_REPLACEMENT = 0.01
 LATTICE_STEP_DEG = 5.0
 #: Bytes count half as much after this many seconds of downloading, as in hls.js.
 HALF_LIFE_S = 2.0
@@ -171,30 +172,6 @@ def expected_share(grid: TileGrid, fov: FieldOfView, predicted: FloatArray) -> F
     return _lattice(grid, fov).mean_share(pitch, pitch_spread, yaw, yaw_spread)
 
 
-def doubted_share(
-    grid: TileGrid, fov: FieldOfView, predicted: FloatArray, ahead_s: FloatArray, assumed: Assumed
-) -> FloatArray:
-    """As :func:`expected_share`, unless the viewer does something that was not foretold.
-
-    Args:
-        grid: the tiles.
-        fov: the field of view.
-        predicted: ``(n, 5)``, see :func:`predicted_at`.
-        ahead_s: ``(n,)`` times of the predictions, from when they were made.
-        assumed: spreads that those of surprises follow.
-
-    Returns:
-        ``(tiles,)``, sums to 1.
-    """
-    foretold = expected_share(grid, fov, predicted)
-    if not predicted[:, 3:].any():
-        return foretold
-    least = np.array([assumed.pitch_spread_deg, assumed.yaw_spread_deg]) * DOUBT_SPREADS
-    wide = predicted.copy()
-    wide[:, 3:] = np.maximum(wide[:, 3:], np.sqrt(ahead_s)[:, None] * least)
-    return (1 - DOUBT) * foretold + DOUBT * expected_share(grid, fov, wide)
-
-
 @dataclass(frozen=True)
 class _Lattice:
     """Fields of view over a lattice of poses without roll.
@@ -273,3 +250,78 @@ def _lattice(grid: TileGrid, fov: FieldOfView) -> _Lattice:
     turned = [np.roll(first, columns, axis=-1) for columns in range(grid.columns)]
     shares = np.stack(turned, axis=1)  # (P, columns, per_tile, rows, columns)
     return _Lattice(pitches, yaws, shares.reshape(len(pitches), len(yaws), grid.tiles))
+
+
+def allocate(
+    shares: FloatArray,
+    sizes_bytes: Sequence[Sequence[int]],
+    levels_kbps: Sequence[float],
+    have: Sequence[int],
+    *,
+    budget_s: float,
+    link: LinkEstimate | None,
+    is_whole_base: bool = False,
+    is_base_kept: bool = False,
+) -> tuple[int, ...]:
+    """The level that each tile should have.
+
+    First every tile that may be seen gets level 0, whatever it takes; what is left of the budget
+    raises levels.
+
+    Args:
+        shares: ``(tiles,)`` expected share of the field of view.
+        sizes_bytes: of each tile at each level.
+        levels_kbps: nominal rates of the levels.
+        have: levels that are there or on their way, ``MISSING`` for none.
+        budget_s: seconds of download time.
+        link: what tiles cost; None: not known yet, nothing above level 0.
+        is_whole_base: whether all tiles get level 0, not only those that may be seen.
+        is_base_kept: whether level 0 is fetched even of tiles that get a better level.
+
+    Returns:
+        Levels, never below ``have``; ``MISSING``: not to be fetched.
+    """
+    chosen = [
+        0 if level == MISSING and (is_whole_base or share >= NEGLIGIBLE_SHARE) else level
+        for level, share in zip(have, shares.tolist(), strict=True)
+    ]
+    if link is None:
+        return tuple(chosen)
+    worth = [math.log(kbps / levels_kbps[0]) for kbps in levels_kbps]
+    left_s = budget_s
+    costs: dict[int, list[float]] = {}
+    for tile in np.flatnonzero(shares >= NEGLIGIBLE_SHARE).tolist():
+        costs[tile] = [link.seconds(size) for size in sizes_bytes[tile]]
+    left_s -= sum(
+        link.seconds(sizes_bytes[tile][0])
+        for tile, (level, before) in enumerate(zip(chosen, have, strict=True))
+        if level > before
+    )
+    share_of = shares.tolist()
+    steps: list[tuple[float, int, int, float]] = []
+
+    def push_best_step(tile: int) -> None:
+        level, cost = chosen[tile], costs[tile]
+        is_there = level == have[tile]
+        is_paid_for = is_there or (is_base_kept and level == 0)
+        paid_s = 0.0 if is_paid_for else cost[level]
+        least_gain = MIN_GAIN_OF_REPLACEMENT if is_there else 0.0
+        best: tuple[float, int, int, float] | None = None
+        for higher in range(level + 1, len(cost)):
+            extra_s = max(cost[higher] - paid_s, 1e-12)
+            gain = share_of[tile] * (worth[higher] - worth[level])
+            if extra_s <= left_s and gain >= least_gain:
+                step = (-gain / extra_s, tile, higher, extra_s)
+                best = step if best is None else min(best, step)
+        if best is not None:
+            heapq.heappush(steps, best)
+
+    for tile in costs:
+        push_best_step(tile)
+    while steps:
+        _, tile, level, extra_s = heapq.heappop(steps)
+        if extra_s <= left_s:
+            left_s -= extra_s
+            chosen[tile] = level
+        push_best_step(tile)
+    return tuple(chosen)

@@ -103,6 +103,8 @@ class TiledPlayerConfig:
             waits for it.
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all of them, at
             least at level 0.
+        base_first: whether all tiles that are wanted come at level 0 before any comes at a better
+            one, which replaces it: fewer blanks when the link drops, for more bytes.
         safety: share of the time that is left which is planned for.
         refresh_s: with time to spare, predictions that are older than this are asked for again to
             fetch better levels; None: never.
@@ -115,10 +117,11 @@ class TiledPlayerConfig:
     fov: FieldOfView = field(default_factory=FieldOfView)
     history: int = 10
     horizon: int = 20
-    buffer_cap_s: float = 3.0
-    connections: int = 6
+    buffer_cap_s: float = 2.0
+    connections: int = 4
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
+    base_first: bool = False
     safety: float = 0.85
     refresh_s: float | None = 0.4
     assumed: Assumed = field(default_factory=Assumed)

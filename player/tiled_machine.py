@@ -1,11 +1,11 @@
 """The player of tiled 360° video as a pure state machine: events in, commands out.
 
-Recorded head motion is replayed by position in the video: during a stall the head stands. Whenever
-a chunk comes within reach, the player asks where the viewer will look, plans all chunks to come by
-the answer (``player/tile_plan.py``) and downloads their tiles over a few connections; when there is
-nothing left to fetch, it asks again, for better levels. What the viewer really looks at and is
-missing is fetched at once at the lowest level. As for ``player/machine.py``, the time that a
-decision takes is playback time; downloads go on.
+Recorded head motion is replayed by position in the video: during a stall the head stands. For every
+chunk the player asks where the viewer will look while it plays, spends the time that is left on
+the tiles that will probably be seen, and downloads them over a few connections, the most probable
+first. Time that is left over goes into better levels of chunks that have not begun, after a new
+question. What the viewer really looks at and is missing is fetched at once at the lowest level. As
+for ``player/machine.py``, the time that a decision takes is playback time; downloads go on.
 
 ====================  ===============================  ======================================
 state                 events it takes                  commands it answers with
@@ -38,10 +38,10 @@ from player.tile_allocation import (
     FloatArray,
     LinkEstimate,
     ThroughputMeter,
-    doubted_share,
+    allocate,
+    expected_share,
     predicted_at,
 )
-from player.tile_plan import ComingChunk, Wanted, plan_tiles
 from player.tiled_events import (
     EXPECTS,
     AskViewports,
@@ -58,15 +58,25 @@ from player.tiled_events import (
 from player.tiled_video import TiledVideo
 from player.tiles import coverage
 from player.viewer import Viewer
-from player.viewport_observation import SAMPLE_S, HeadPose, Viewport, check_viewports
+from player.viewport_observation import SAMPLE_S, HeadPose, check_viewports
 from player.viewport_records import TiledChunkRecord
 
 __all__ = ["TiledPlayer", "TiledPlayerConfig", "TiledPlayerConfigError"]
 
-#: A tile that fills this much of the field of view is looked at.
+#: A tile that fills this much of the field of view is looked at: of one tick in five it is what
+#: NEGLIGIBLE_SHARE is of a chunk, so that what is looked at as foretold has been fetched.
 TOUCHED_SHARE = 0.005
 #: Times closer than this are the same: sums of floats, far below a clock's resolution.
 ROUNDING_S = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A tile that is to be fetched."""
+
+    chunk: int
+    tile: int
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +150,11 @@ class TiledPlayer:
         self._next = 0  # chunk to be asked for
         self._accounts: list[ChunkAccount] = []
         self._records: list[TiledChunkRecord] = []
-        self._queue: list[Wanted] = []
+        self._queue: list[_Wanted] = []
         self._in_flight: dict[int, _Flight] = {}
         # The one that was used last comes first: it is warm.
         self._idle = list(reversed(range(self._config.connections)))
         self._question: _Question | None = None
-        self._asked_media_s = 0.0
         self._has_timer = False
         self._busy_s = 0.0  # of the downloads since the last arrival
         self._meter = ThroughputMeter(self._config.connections)
@@ -285,10 +294,6 @@ class TiledPlayer:
             )
         return self._accounts[chunk]
 
-    def _is_time_for(self, chunk: int) -> bool:
-        """Until playback starts, nothing slows chunk 0 down."""
-        return chunk == 0 or self._state is not TiledState.STARTING
-
     def _may_start(self) -> bool:
         """Chunk 0 is decided and none of its tiles is on its way or still to be fetched."""
         return (
@@ -313,54 +318,44 @@ class TiledPlayer:
             account.fallback = True
         else:
             self._viewer.score(viewports, question.media_s)
-        for coming in self._accounts[: self._next]:
-            if coming.began is None:
-                start_s = coming.index * self.video.chunk_s - question.media_s
-                self._foresee(coming, question.pose, viewports, start_s)
-                coming.fallback = coming.fallback or event.fallback
-        self._plan()
+        if account.began is not None:
+            return  # too late for this chunk
+        start_s = account.index * self.video.chunk_s - question.media_s
+        middles_s = start_s + self._tick_s * (0.5 + np.arange(self._ticks, dtype=np.float64))
+        account.predicted = predicted_at(question.pose, viewports, middles_s, self._config.assumed)
+        account.shares = expected_share(self.video.grid, self._config.fov, account.predicted)
+        self._queue = [wanted for wanted in self._queue if wanted.chunk != account.index]
+        left_s = self.time_left_s(account.index) - self._queued_s()
+        if account.decisions > 1:
+            left_s = min(left_s, self._spare_s(account))
+        self._enqueue(account, left_s * self._config.safety)
 
-    def _foresee(
-        self, account: ChunkAccount, pose: HeadPose, viewports: Sequence[Viewport], start_s: float
-    ) -> None:
-        """What a prediction says of a chunk that begins ``start_s`` after it was made."""
-        ahead_s = start_s + self._tick_s * (0.5 + np.arange(self._ticks, dtype=np.float64))
-        assumed = self._config.assumed
-        account.predicted = predicted_at(pose, viewports, ahead_s, assumed)
-        account.shares = doubted_share(
-            self.video.grid, self._config.fov, account.predicted, ahead_s, assumed
-        )
-
-    def _plan(self) -> None:
-        """Queues what the chunks to come need."""
-        coming = [
-            (account, account.shares)
-            for account in self._accounts
-            if account.began is None and account.shares is not None
-        ]
-        link = self.link
-        urgent = [one for one in self._queue if self._accounts[one.chunk].began is not None]
-        urgent_s = self._queued_s(urgent)
-        for account, _ in coming:
-            account.throughput_kbps = None if link is None else link.rate_kbps
-        wanted = plan_tiles(
-            [
-                ComingChunk(
-                    shares,
-                    self.video.sizes_bytes[account.index],
-                    account.pending,
-                    (self.time_left_s(account.index) - urgent_s) * self._config.safety,
-                )
-                for account, shares in coming
-            ],
+    def _enqueue(self, account: ChunkAccount, budget_s: float) -> None:
+        assert account.shares is not None  # it has been decided
+        shares, link = account.shares, self.link
+        account.throughput_kbps = None if link is None else link.rate_kbps
+        levels = allocate(
+            shares,
+            self.video.sizes_bytes[account.index],
             self.video.levels_kbps,
-            link,
-            chunk_s=self.video.chunk_s,
+            account.pending,
+            budget_s=budget_s,
+            link=link,
             is_whole_base=self._config.base == "all",
+            is_base_kept=self._config.base_first,
         )
-        self._queue = urgent + [
-            Wanted(coming[one.chunk][0].index, one.tile, one.level) for one in wanted
+        wanted = [
+            _Wanted(account.index, tile, level)
+            for tile, (level, pending) in enumerate(zip(levels, account.pending, strict=True))
+            if level > pending
         ]
+        wanted.sort(key=lambda one: -shares[one.tile])
+        if self._config.base_first:
+            missing = [one.tile for one in wanted if account.pending[one.tile] == MISSING]
+            base = [_Wanted(account.index, tile, 0) for tile in missing]
+            wanted = base + [one for one in wanted if one.level > 0]
+        others = [one for one in self._queue if one.chunk != account.index]
+        self._queue = sorted(others + wanted, key=lambda one: one.chunk)
 
     def _take_in(self, event: TileArrived) -> None:
         flight = self._in_flight.pop(event.connection)
@@ -386,7 +381,7 @@ class TiledPlayer:
         if self._state is not TiledState.STARTING:
             self._want_what_is_looked_at()
             self._lower_what_comes_late()
-        while self._queue and self._idle and self._is_time_for(self._queue[0].chunk):
+        while self._queue and self._idle:
             commands.append(self._fetch(self._queue.pop(0), now))
         if self._question is None:
             commands.extend(self._questions(now))
@@ -411,7 +406,7 @@ class TiledPlayer:
             if wanted.chunk > chunk
             or (wanted.chunk == chunk and account.began is None and wanted.tile not in missing)
         ]
-        self._queue = [Wanted(chunk, tile, 0) for tile in missing] + others
+        self._queue = [_Wanted(chunk, tile, 0) for tile in missing] + others
 
     def _comes_in_time(self, chunk: int, tile: int) -> bool:
         """Whether a tile of the chunk that plays would come before the chunk is over."""
@@ -422,19 +417,21 @@ class TiledPlayer:
         return link.alone_s(size_bytes) < self.time_left_s(chunk + 1)
 
     def _lower_what_comes_late(self) -> None:
-        """Plans anew if a better level would not be in time."""
-        link, sizes, end_s = self.link, self.video.sizes_bytes, 0.0
-        if link is None:
+        """Plans the first chunk that has not begun anew if its tiles would not be in time."""
+        coming = next(
+            (one.chunk for one in self._queue if self._accounts[one.chunk].began is None), None
+        )
+        if coming is None or self._accounts[coming].shares is None:
             return
-        for one in sorted(self._queue, key=lambda one: one.chunk):
-            end_s += link.seconds(sizes[one.chunk][one.tile][one.level])
-            has_begun = self._accounts[one.chunk].began is not None
-            if one.level > 0 and not has_begun and end_s > self.time_left_s(one.chunk):
-                self._plan()
-                return
+        queue = [wanted for wanted in self._queue if wanted.chunk <= coming]
+        left_s = self.time_left_s(coming)
+        if self._queued_s(queue) > left_s and any(wanted.level > 0 for wanted in queue):
+            urgent_s = self._queued_s([one for one in queue if one.chunk < coming])
+            self._enqueue(self._accounts[coming], (left_s - urgent_s) * self._config.safety)
 
-    def _queued_s(self, queue: Sequence[Wanted]) -> float:
+    def _queued_s(self, queue: Sequence[_Wanted] | None = None) -> float:
         """Download time of what is to be fetched."""
+        queue = self._queue if queue is None else queue
         if not queue:
             return 0.0
         link, sizes = self.link, self.video.sizes_bytes
@@ -442,7 +439,7 @@ class TiledPlayer:
             return math.inf
         return sum(link.seconds(sizes[one.chunk][one.tile][one.level]) for one in queue)
 
-    def _fetch(self, wanted: Wanted, now: float) -> FetchTile:
+    def _fetch(self, wanted: _Wanted, now: float) -> FetchTile:
         connection = self._idle.pop()
         size_bytes = self.video.sizes_bytes[wanted.chunk][wanted.tile][wanted.level]
         self._accounts[wanted.chunk].pending[wanted.tile] = wanted.level
@@ -452,32 +449,40 @@ class TiledPlayer:
         return FetchTile(connection, wanted.chunk, wanted.tile, wanted.level, size_bytes)
 
     def _questions(self, now: float) -> tuple[AskViewports, ...]:
-        """One when chunks have come within reach, or when there is nothing left to fetch."""
-        first = self._next
-        while (
+        """The next chunk's when there is room, early by the time that the last answer took."""
+        thinking_s = self.decisions_s[-1] if self.decisions_s else 0.0
+        if (
             self._next < self.video.chunks
             and self.time_left_s(self._next) <= self._config.buffer_cap_s + ROUNDING_S
+            and self._queued_s() <= thinking_s
         ):
             account = self._account(self._next, now)
             account.buffer_s = self.time_left_s(self._next)
             self._next += 1
-        if self._next > first:
-            return (self._ask(self._accounts[first], now),)
+            return (self._ask(account, now),)
         refresh_s = self._config.refresh_s
-        is_idle = self._state is TiledState.PLAYING and bool(self._idle) and not self._queue
-        if refresh_s is None or not is_idle:
-            return ()
-        thinking_s = self.decisions_s[-1] if self.decisions_s else 0.0
-        least_s = max(refresh_s, 2 * thinking_s) - ROUNDING_S
-        if self.media_s - self._asked_media_s < refresh_s - ROUNDING_S:
-            return ()
-        for account in self._accounts[self._tick // self._ticks + 1 : self._next]:
-            if self.time_left_s(account.index) >= least_s:
-                return (self._ask(account, now),)
+        if (
+            refresh_s is not None
+            and self._state is TiledState.PLAYING
+            and self._idle
+            and not self._queue
+        ):
+            least_s = max(refresh_s, 2 * thinking_s) - ROUNDING_S
+            for account in self._accounts[self._tick // self._ticks + 1 : self._next]:
+                is_old = self.media_s - account.asked_media_s >= refresh_s - ROUNDING_S
+                if is_old and self._spare_s(account) >= least_s:
+                    return (self._ask(account, now),)
         return ()
 
+    def _spare_s(self, account: ChunkAccount) -> float:
+        """Time for better levels: until the chunk plays, or the next one is asked for."""
+        spare_s = self.time_left_s(account.index)
+        if self._next < self.video.chunks:
+            spare_s = min(spare_s, self.time_left_s(self._next) - self._config.buffer_cap_s)
+        return spare_s
+
     def _ask(self, account: ChunkAccount, now: float) -> AskViewports:
-        self._asked_media_s = self.media_s
+        account.asked_media_s = self.media_s
         observation = self._viewer.observe(self.media_s)
         self._question = _Question(account, now, self.media_s, observation.history[-1])
         return AskViewports(observation, account.index)

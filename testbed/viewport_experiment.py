@@ -59,6 +59,7 @@ class ViewportExperiment(Experiment):
             connections=self.player.connections,
             missing=self.player.missing,
             base=self.player.base,
+            base_first=self.player.base_first,
             safety=self.player.safety,
             refresh_s=self.player.refresh_s or None,
         )

@@ -78,6 +78,7 @@ class TiledPlayerSettings:
         connections: tiles that are downloaded at once, at most.
         missing: ``blank``: what is not there in time is not shown; ``stall``: playback waits.
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all, at least at level 0.
+        base_first: whether level 0 of all of those comes before any better level.
         safety: share of the time that is left which is planned for.
         refresh_s: age at which a prediction is asked for again, with time to spare; 0: never.
         decision_timeout_s: longest wait for a decision, emulated runs.
@@ -87,10 +88,11 @@ class TiledPlayerSettings:
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
-    buffer_cap_s: float = 3.0
-    connections: int = 6
+    buffer_cap_s: float = 2.0
+    connections: int = 4
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
+    base_first: bool = False
     safety: float = 0.85
     refresh_s: float = 0.4
     decision_timeout_s: float = 5.0

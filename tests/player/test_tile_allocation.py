@@ -1,16 +1,19 @@
-"""What tiles are worth and cost: expected views against sampled ones, the estimate of the link."""
+"""Tile allocation: expected views against sampled ones, greedy levels, the estimate of the link."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from player.tile_allocation import (
-    DOUBT,
+    MISSING,
+    NEGLIGIBLE_SHARE,
     Assumed,
     LinkEstimate,
     ThroughputMeter,
-    doubted_share,
+    allocate,
     expected_share,
     predicted_at,
 )
@@ -20,6 +23,8 @@ from player.viewport_observation import HeadPose, Viewport
 GRID = TileGrid(6, 12)
 FOV = FieldOfView()
 EXACT = Assumed(0.0, 0.0)
+LEVELS_KBPS = (400.0, 1200.0, 3000.0, 6000.0)
+FAST = LinkEstimate(rate_kbps=1e9, latency_s=0.0, connections=4)
 
 
 def share_of(viewport: Viewport, *, assumed: Assumed = EXACT) -> np.ndarray:
@@ -71,20 +76,59 @@ def test_between_predictions_the_head_turns_the_shorter_way() -> None:
     np.testing.assert_allclose(share, coverage(GRID, FOV, [(0.0, 0.0, 180.0)])[0], atol=1e-12)
 
 
-def test_a_surprise_is_always_possible_unless_the_controller_is_certain() -> None:
-    ahead_s = np.array([1.0])
-    sure = Viewport(0.0, 0.0, 0.0, pitch_spread_deg=1.0, yaw_spread_deg=1.0)
-    predicted = predicted_at(sure.pose, [sure] * 10, ahead_s, Assumed())
-    foretold = expected_share(GRID, FOV, predicted)
-    doubted = doubted_share(GRID, FOV, predicted, ahead_s, Assumed())
-    assert doubted.sum() == pytest.approx(1.0)
-    aside = foretold < 1e-4
-    assert doubted[aside].sum() > foretold[aside].sum() + 0.001
-    assert np.abs(doubted - foretold).sum() < 2 * DOUBT
-    certain = predicted_at(sure.pose, [Viewport(0, 0, 0, 0, 0, 0)] * 10, ahead_s, EXACT)
-    np.testing.assert_array_equal(
-        doubted_share(GRID, FOV, certain, ahead_s, Assumed()), expected_share(GRID, FOV, certain)
+def sizes(tiles: int) -> list[list[int]]:
+    return [[round(kbps * 125 / tiles) for kbps in LEVELS_KBPS]] * tiles
+
+
+def test_a_fast_link_gives_all_that_may_be_seen_the_top_level() -> None:
+    shares = share_of(Viewport(0, 0, 0))
+    levels = allocate(shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=1.0, link=FAST)
+    assert [level == 3 for level in levels] == (shares >= NEGLIGIBLE_SHARE).tolist()
+    assert set(levels) == {MISSING, 3}
+    whole = allocate(
+        shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=1.0, link=FAST, is_whole_base=True
     )
+    assert set(whole) == {0, 3}
+
+
+@pytest.mark.parametrize(("link", "budget_s"), [(None, 10.0), (FAST, 0.0), (FAST, -1.0)])
+def test_without_time_or_knowledge_there_is_only_the_base(
+    link: LinkEstimate | None, budget_s: float
+) -> None:
+    shares = share_of(Viewport(0, 0, 0))
+    levels = allocate(shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=budget_s, link=link)
+    assert [level == 0 for level in levels] == (shares >= NEGLIGIBLE_SHARE).tolist()
+
+
+def test_one_step_by_hand() -> None:
+    link = LinkEstimate(rate_kbps=8.0, latency_s=0.0, connections=1)  # 1 s per 1,000 bytes
+    shares = np.array([0.6, 0.4, 0.0])
+    tiles = [[1000, 2000], [1000, 2000], [1000, 2000]]
+    levels = allocate(shares, tiles, (1.0, 2.0), [MISSING] * 3, budget_s=3.0, link=link)
+    assert levels == (1, 0, MISSING)
+    # What is there costs nothing, but to replace it costs the whole new tile.
+    levels = allocate(shares, tiles, (1.0, 2.0), [0, MISSING, MISSING], budget_s=2.0, link=link)
+    assert levels == (0, 1, MISSING)
+    assert allocate(shares, tiles, (1.0, 2.0), [0, 0, 0], budget_s=2.0, link=link) == (1, 0, 0)
+
+
+@given(st.data())
+def test_levels_never_fall_and_the_budget_holds(data: st.DataObject) -> None:
+    tiles = data.draw(st.integers(1, 12))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shares = rng.dirichlet(np.full(tiles, 0.5))
+    table = np.maximum.accumulate(rng.integers(1, 20_000, (tiles, 4)), axis=1).tolist()
+    have = rng.integers(-1, 4, tiles).tolist()
+    budget_s = data.draw(st.floats(0, 3))
+    link = LinkEstimate(
+        data.draw(st.floats(10, 1e5)), data.draw(st.floats(0, 0.5)), data.draw(st.integers(1, 6))
+    )
+    levels = allocate(shares, table, LEVELS_KBPS, have, budget_s=budget_s, link=link)
+    changed = [tile for tile in range(tiles) if levels[tile] != have[tile]]
+    assert all(levels[tile] > have[tile] for tile in changed)
+    base_s = sum(link.seconds(table[tile][0]) for tile in changed if have[tile] == MISSING)
+    spent_s = sum(link.seconds(table[tile][levels[tile]]) for tile in changed)
+    assert spent_s <= max(budget_s, base_s) + 1e-9
 
 
 @pytest.mark.parametrize("latency_s", [0.0, 0.02, 0.2])

@@ -95,16 +95,17 @@ def test_with_no_bandwidth_to_speak_of_all_is_blank() -> None:
     assert player.startup_s > 10.0
 
 
-def test_an_outage_shows_the_base_of_what_was_to_come() -> None:
+def test_a_base_that_comes_first_leaves_less_blank_when_the_link_drops() -> None:
     motion = wandering(1)
-    times_s = np.array([0.0, 5.0, 5.1, 7.0, 7.1, 100.0])
-    outage = Trace("outage", times_s, np.array([2.0, 2.0, 0.0, 0.0, 2.0, 2.0]))
-    player = TiledPlayer(video(), motion)
-    play_tiled_simulated(player, SharedLinkModel(trace=outage, rtt_s=0.04), Oracle(motion))
-    shown = [chunk.viewport_level for chunk in player.chunks]
-    assert -0.1 < min(shown[5:8]) < shown[4]
-    assert sum(chunk.blank_ratio for chunk in player.chunks) < 0.1
-    assert sum(chunk.replaced_tiles for chunk in player.chunks) > 0
+    drops = Trace("drops", np.array([0.0, 3.0, 3.1, 100.0]), np.array([6.0, 6.0, 0.3, 0.3]))
+    blank, asked = {}, {}
+    for base_first in (False, True):
+        player = TiledPlayer(video(), motion, TiledPlayerConfig(base_first=base_first))
+        play_tiled_simulated(player, SharedLinkModel(trace=drops, rtt_s=0.04), Oracle(motion))
+        blank[base_first] = sum(chunk.blank_ratio for chunk in player.chunks)
+        asked[base_first] = sum(chunk.replaced_tiles for chunk in player.chunks)
+    assert 0 < blank[True] < blank[False]
+    assert asked[True] > asked[False]
 
 
 def test_or_the_player_waits_for_as_long_as_it_takes() -> None:
