@@ -26,7 +26,7 @@ from adapters.throughput_training import Examples, Rounds, bin_losses, set_ratio
 from adapters.tokens import window_start, window_steps
 from adapters.training_loop import Measured, Progress, TrainingError
 from adapters.training_processes import process_count
-from adapters.training_runs import AdaptedLearner, AdapterTraining, train_adapters
+from adapters.training_runs import AdaptedLearner, AdapterReport, AdapterTraining, train_adapters
 from player.trace import Trace
 from player.vectorised import Observations
 from player.video import PENSIEVE_LEVELS_KBPS, Video
@@ -63,23 +63,6 @@ class ForecastConfig(AdapterTraining):
                 raise TrainingError(f"{name} must be at least 1, is {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForecastReport:
-    """Outcome of a training.
-
-    Attributes:
-        checkpoint: folder of the best weights.
-        best_epoch: the epoch that they come from.
-        epochs: one row per epoch, see :class:`adapters.training_loop.Fit`.
-        trained_parameters: number of weights that training changed.
-    """
-
-    checkpoint: str
-    best_epoch: int
-    epochs: tuple[dict[str, Any], ...]
-    trained_parameters: int
-
-
 def train_forecast(
     training: Mapping[str, Sequence[Trace]],
     validation: Mapping[str, Sequence[Trace]],
@@ -92,7 +75,7 @@ def train_forecast(
     command: str = "",
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> ForecastReport:
+) -> AdapterReport:
     """Trains adapters of the layout ``forecast`` and writes the checkpoint of the best epoch.
 
     Args:
@@ -143,12 +126,7 @@ def train_forecast(
         resume=resume,
         on_progress=on_progress,
     )
-    return ForecastReport(
-        checkpoint=str(out),
-        best_epoch=fit.best_epoch,
-        epochs=tuple(fit.history),
-        trained_parameters=learner.trained_parameters,
-    )
+    return AdapterReport.of(out, learner, fit)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,7 +29,7 @@ from adapters.scheduling_policy import SchedulingModelConfig, SchedulingPolicy
 from adapters.scheduling_pools import LabelledDecision, SchedulingPool
 from adapters.training_loop import Measured, Progress, TrainingError
 from adapters.training_processes import process_count
-from adapters.training_runs import AdaptedLearner, AdapterTraining, train_adapters
+from adapters.training_runs import AdaptedLearner, AdapterReport, AdapterTraining, train_adapters
 from cluster_sim.observation import Assignment, ClusterView
 
 DEFAULT_BASE = "builtin:scheduling-decima"
@@ -74,23 +74,6 @@ class SchedulingTraining(AdapterTraining):
             raise TrainingError(f"temperature must be positive, is {self.temperature}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulingReport:
-    """Outcome of a training.
-
-    Attributes:
-        checkpoint: folder of the best weights.
-        best_epoch: the epoch that they come from.
-        epochs: one row per epoch, see :class:`adapters.training_loop.Fit`.
-        trained_parameters: number of weights that training changed.
-    """
-
-    checkpoint: str
-    best_epoch: int
-    epochs: tuple[dict[str, Any], ...]
-    trained_parameters: int
-
-
 def train_scheduling(
     pool: SchedulingPool,
     out: Path,
@@ -104,7 +87,7 @@ def train_scheduling(
     command: str = "",
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> SchedulingReport:
+) -> AdapterReport:
     """Trains a scheduler and writes the checkpoint of the best epoch.
 
     Args:
@@ -148,12 +131,7 @@ def train_scheduling(
         resume=resume,
         on_progress=on_progress,
     )
-    return SchedulingReport(
-        checkpoint=str(out),
-        best_epoch=fit.best_epoch,
-        epochs=tuple(fit.history),
-        trained_parameters=learner.trained_parameters,
-    )
+    return AdapterReport.of(out, learner, fit)
 
 
 def new_policy(

@@ -51,6 +51,33 @@ class AdapterTraining(LoopConfig):
             raise TrainingError(f"batch_size must be at least 1, is {self.batch_size}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """Outcome of a training.
+
+    Attributes:
+        checkpoint: folder of the best weights.
+        best_epoch: the epoch that they come from.
+        epochs: one row per epoch, see :class:`adapters.training_loop.Fit`.
+        trained_parameters: number of weights that training changed.
+    """
+
+    checkpoint: str
+    best_epoch: int
+    epochs: tuple[dict[str, Any], ...]
+    trained_parameters: int
+
+    @classmethod
+    def of(cls, out: Path, learner: AdaptedLearner[Any], fit: Fit[Any]) -> AdapterReport:
+        """That of a training whose checkpoint is in a folder."""
+        return cls(
+            checkpoint=str(out),
+            best_epoch=fit.best_epoch,
+            epochs=tuple(fit.history),
+            trained_parameters=learner.trained_parameters,
+        )
+
+
 class AdaptedLearner(Learner[BatchT]):
     """What a task trains: adapters on a frozen language model.
 

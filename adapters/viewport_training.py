@@ -22,7 +22,7 @@ from torch import Tensor
 from adapters.backbones import load_backbone
 from adapters.training_loop import Measured, Progress, TrainingError
 from adapters.training_processes import process_count
-from adapters.training_runs import AdaptedLearner, AdapterTraining, train_adapters
+from adapters.training_runs import AdaptedLearner, AdapterReport, AdapterTraining, train_adapters
 from adapters.viewport_checkpoints import load_viewport
 from adapters.viewport_features import AXES, YAW, ViewportInputs
 from adapters.viewport_model import ViewportModelConfig, answer_loss, wrapped
@@ -83,23 +83,6 @@ ADDITION_TRAINING = ViewportTraining(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewportReport:
-    """Outcome of a training.
-
-    Attributes:
-        checkpoint: folder of the best weights.
-        best_epoch: the epoch that they come from.
-        epochs: one row per epoch, see :class:`adapters.training_loop.Fit`.
-        trained_parameters: number of weights that training changed.
-    """
-
-    checkpoint: str
-    best_epoch: int
-    epochs: tuple[dict[str, Any], ...]
-    trained_parameters: int
-
-
 def train_viewport(
     recordings: Sequence[HeadMotion],
     out: Path,
@@ -112,7 +95,7 @@ def train_viewport(
     command: str = "",
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> ViewportReport:
+) -> AdapterReport:
     """Trains a predictor and writes the checkpoint of the best epoch.
 
     Args:
@@ -157,12 +140,7 @@ def train_viewport(
         resume=resume,
         on_progress=on_progress,
     )
-    return ViewportReport(
-        checkpoint=str(out),
-        best_epoch=fit.best_epoch,
-        epochs=tuple(fit.history),
-        trained_parameters=learner.trained_parameters,
-    )
+    return AdapterReport.of(out, learner, fit)
 
 
 def begin_with(policy: ViewportPolicy, begun: ViewportPolicy) -> None:

@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from testbed import plots
 from testbed.plots import Series
-from testbed.report_elements import PERCENT, ArmRow, Cell, Comparison, Figure, interval_cell, scaled
+from testbed.report_elements import (
+    PERCENT,
+    ArmRow,
+    Cell,
+    Comparison,
+    Entry,
+    Figure,
+    arm_rows,
+    interval_cell,
+    scaled,
+)
 from testbed.results import Results, mean_bitrate_kbps, rebuffer_ratio
 from testbed.statistics import mean, paired_delta_ci
 from testbed.svg import fixed
+
+RunT = TypeVar("RunT")
+UnitT = TypeVar("UnitT", bound=Hashable)
+
+
+def compare_means(
+    runs: Sequence[RunT],
+    labels: Sequence[str],
+    colours: Mapping[str, int],
+    *,
+    arms_of: Callable[[RunT], Sequence[str]],
+    by_unit: Callable[[RunT, str], Mapping[UnitT, float]],
+    units: str,
+    what: str,
+    decimals: int,
+) -> Comparison:
+    """The mean of one figure for every arm that all runs share, and its paired differences.
+
+    Args:
+        runs: the first is what the others are compared with.
+        labels: of the runs.
+        colours: a number per arm.
+        arms_of: arms of a run.
+        by_unit: the figure of an arm for each unit that it ended well on; those that all runs have
+            count.
+        units: what these are called, in the plural.
+        what: the figure's name and unit.
+        decimals: in the table.
+    """
+    shared = [arm for arm in arms_of(runs[0]) if all(arm in arms_of(run) for run in runs)]
+    columns = [units, *(f"{what} {label}" for label in labels)]
+    for label in labels[1:]:
+        columns += [f"{label} − {labels[0]}", "95 % interval"]
+    table = []
+    for arm in shared:
+        found = [by_unit(run, arm) for run in runs]
+        common = [unit for unit in found[0] if all(unit in one for one in found)]
+        values = [[one[unit] for unit in common] for one in found]
+        texts = [str(len(common)), *(fixed(mean(one), decimals) for one in values)]
+        for other in values[1:]:
+            delta = paired_delta_ci(other, values[0])
+            texts += [fixed(delta.mean, decimals, sign=True), interval_cell(delta.ci95, decimals)]
+        table.append([Entry(text) for text in texts])
+    return Comparison(labels[0], tuple(columns), arm_rows(shared, table, colours), ())
 
 
 def compare_runs(

@@ -12,6 +12,7 @@ from player.trace import FloatArray
 from player.viewport_observation import SAMPLE_S
 from player.viewport_records import PredictionRecord
 from testbed import plots
+from testbed.comparison import compare_means
 from testbed.plots import Series
 from testbed.report_elements import (
     PERCENT,
@@ -30,11 +31,10 @@ from testbed.report_elements import (
     interval_cell,
 )
 from testbed.report_facts import Facts, documents, known, machine_facts
-from testbed.statistics import mean, paired_delta_ci
 from testbed.svg import fixed, significant
 from testbed.viewport_headlines import Ranked, headline
 from testbed.viewport_results import summarize_predictions
-from testbed.viewport_runs import PredictionRun, common_units, mae_by_unit
+from testbed.viewport_runs import PredictionRun, mae_by_unit
 
 COLUMNS = (
     *("windows", "MAE °", "95 % interval", "roll °", "pitch °", "yaw °", "gaze °"),
@@ -79,21 +79,16 @@ def compare_predictions(
     runs: Sequence[PredictionRun], labels: Sequence[str], colours: Mapping[str, int]
 ) -> Comparison:
     """Every arm that all runs share, on the recordings that it ended well on in all of them."""
-    shared = [arm for arm in runs[0].arms if all(arm in run.arms for run in runs)]
-    columns = ["recordings", *(f"MAE ° {label}" for label in labels)]
-    for label in labels[1:]:
-        columns += [f"{label} − {labels[0]}", "95 % interval"]
-    table = []
-    for arm in shared:
-        found = [mae_by_unit(run, arm) for run in runs]
-        common = common_units(found)
-        values = [[one[unit] for unit in common] for one in found]
-        texts = [str(len(common)), *(fixed(mean(one), 3) for one in values)]
-        for other in values[1:]:
-            delta = paired_delta_ci(other, values[0])
-            texts += [fixed(delta.mean, 3, sign=True), interval_cell(delta.ci95)]
-        table.append([Entry(text) for text in texts])
-    return Comparison(labels[0], tuple(columns), arm_rows(shared, table, colours), ())
+    return compare_means(
+        runs,
+        labels,
+        colours,
+        arms_of=lambda run: run.arms,
+        by_unit=mae_by_unit,
+        units="recordings",
+        what="MAE °",
+        decimals=3,
+    )
 
 
 def _facts(run: PredictionRun) -> Facts:

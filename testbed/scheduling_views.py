@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from testbed import plots
+from testbed.comparison import compare_means
 from testbed.plots import Series
 from testbed.report_elements import (
     PERCENT,
@@ -41,7 +42,6 @@ from testbed.result_rows import (
 from testbed.scheduling_network import Samples, network_tables, read_link_samples
 from testbed.scheduling_records import SchedulingSessionRecord
 from testbed.scheduling_results import by_seed, mean_jct_s, summarize_sessions
-from testbed.statistics import mean, paired_delta_ci
 from testbed.svg import fixed, significant
 
 COLUMNS = (
@@ -136,21 +136,16 @@ def compare_runs(
     runs: Sequence[SchedulingRun], labels: Sequence[str], colours: Mapping[str, int]
 ) -> Comparison:
     """Every arm that all runs share, on the seeds that it ended well on in all of them."""
-    shared = [arm for arm in runs[0].arms if all(arm in run.arms for run in runs)]
-    columns = ["seeds", *(f"mean JCT s {label}" for label in labels)]
-    for label in labels[1:]:
-        columns += [f"{label} − {labels[0]}", "95 % interval"]
-    table = []
-    for arm in shared:
-        found = [by_seed(run.of_arm(arm), mean_jct_s) for run in runs]
-        common = [seed for seed in found[0] if all(seed in one for one in found)]
-        values = [[one[seed] for seed in common] for one in found]
-        texts = [str(len(common)), *(fixed(mean(one), 2) for one in values)]
-        for other in values[1:]:
-            delta = paired_delta_ci(other, values[0])
-            texts += [fixed(delta.mean, 2, sign=True), interval_cell(delta.ci95, 2)]
-        table.append([Entry(text) for text in texts])
-    return Comparison(labels[0], tuple(columns), arm_rows(shared, table, colours), ())
+    return compare_means(
+        runs,
+        labels,
+        colours,
+        arms_of=lambda run: run.arms,
+        by_unit=lambda run, arm: by_seed(run.of_arm(arm), mean_jct_s),
+        units="seeds",
+        what="mean JCT s",
+        decimals=2,
+    )
 
 
 def _facts(run: SchedulingRun) -> Facts:

@@ -130,13 +130,10 @@ class CompiledSide:
     def _take(self, due_s: float, address: int, length: int) -> None:
         self.log.append((due_s, ctypes.string_at(address, length)))
 
-    @property
-    def clock_s(self) -> float:
-        raise NotImplementedError
-
-    @clock_s.setter
-    def clock_s(self, value: float) -> None:
+    def _set_clock(self, value: float) -> None:
         self.library.link_test(*self.here, value, self._sink)
+
+    clock_s = property(fset=_set_clock)
 
     def admit(self, frame: bytes, now_s: float) -> None:
         self.library.link_test_admit(*self.here, frame, len(frame), now_s)
