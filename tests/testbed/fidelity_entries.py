@@ -54,6 +54,11 @@ def _set_up(interface: str, address: str) -> None:
     run_tool("ip", "neigh", "replace", other, "lladdr", MACS[other], "dev", interface)
 
 
+def _limit(interface: str, rate: str) -> None:
+    shape = ("tbf", "rate", rate, "burst", "64kb", "limit", "1mb")
+    run_tool("tc", "qdisc", "add", "dev", interface, "root", *shape)
+
+
 def record(job: dict[str, Any], send: Send) -> None:
     """Sends datagrams of given sizes both ways; what was noted on one side."""
     before_s, after_s = [], []
@@ -116,6 +121,7 @@ def load(job: dict[str, Any], send: Send) -> None:
         in_network_of(other.pid, Recorder, "far0", packets=ROOM) as came,
         Recorder("near0", packets=ROOM) as back,
     ):
+        _limit("near0", "100mbit")  # a fast machine would send more than there is room for
         processes = len(_processes())
         route = Route(os.getpid(), other.pid, FAR)
         at_s = time.monotonic() + 0.3
