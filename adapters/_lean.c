@@ -15,21 +15,23 @@
 #include <immintrin.h>
 #endif
 
-#define ABI_VERSION 2 /* compiled.py has the same number; it changes with any struct or function */
+#define ABI_VERSION 3 /* compiled.py has the same number; it changes with any struct or function */
 
 enum activation { RELU, SILU, GELU, GELU_TANH };
 
-#define MOST_QUERIES 8 /* that are worked on at once */
+#define MOST_QUERIES 8 /* that are worked on at once, with KEYS keys each */
+#define KEYS 4
+#define LINE 16 /* floats of a cache line */
+#define MOST_LANES 16
 #define PANEL 64 /* outputs; of integers that is a cache line */
-#define PACKED_PANEL (3 * PANEL) /* bytes of a row: the upper 16 bits of each float, the next 8 */
+#define PACKED 3 /* bytes of a float whose lowest byte is left out */
 
-/* Floats (in, out) row by row, or their upper 24 bits, or integers with a scale per output and group
- * of input channels. */
+/* Floats (in, out) row by row; or panels of outputs: of the upper 24 bits of floats, or of integers
+ * with a scale per output and group of input channels. */
 struct matrix {
     const float *dense;
-    const uint8_t *packed;  /* (in, panels, PACKED_PANEL) */
-    const int8_t *integers; /* (panels, in, PANEL) */
-    const float *scales;    /* (groups, panels, PANEL) */
+    const uint8_t *panels; /* (panels, in, PANEL) of 3 bytes, a vector more to read, or of 1 */
+    const float *scales;   /* (groups, panels, PANEL) for integers */
     const float *bias;
     int64_t in, out, group;
 };
@@ -67,7 +69,7 @@ struct question {
 };
 
 struct scratch {
-    float *hidden, *entered, *qkv, *mixed, *fed, *gated, *scores;
+    float *hidden, *entered, *qkv, *mixed, *fed, *gated, *attention;
 };
 
 struct share {
@@ -97,6 +99,12 @@ static int64_t whole_panels(int64_t width) { return (width + PANEL - 1) / PANEL 
  * several tokens does not fall on the same place of the cache. */
 static int64_t padded(int64_t width) { return whole_panels(width) + 16; }
 
+/* Floats that one thread needs to let queries look: themselves and their scores, lane by lane. */
+static int64_t attention_room(const struct model *model, const struct question *question)
+{
+    return MOST_LANES * (model->head_size + question->longest);
+}
+
 /* Moves the last token of each row to the front. */
 static void keep_ends(const struct question *question, int64_t size, float *hidden)
 {
@@ -112,10 +120,11 @@ static void keep_ends(const struct question *question, int64_t size, float *hidd
 #define NAMED(name) plain_##name
 #define SUM(vector) ((vector)[0] + (vector)[1] + (vector)[2] + (vector)[3])
 #define WIDEN(place) ((plain_vector){(place)[0], (place)[1], (place)[2], (place)[3]})
-#define UPPER(high, low, i) ((uint32_t)(high)[i] << 16 | (uint32_t)(low)[i] << 8)
-#define UNPACK(high, low)                                                                          \
-    ((plain_vector)(plain_bits){UPPER(high, low, 0), UPPER(high, low, 1), UPPER(high, low, 2),     \
-                                UPPER(high, low, 3)})
+#define FLOAT(place, i)                                                                            \
+    ((uint32_t)(place)[3 * (i)] << 8 | (uint32_t)(place)[3 * (i) + 1] << 16                        \
+     | (uint32_t)(place)[3 * (i) + 2] << 24)
+#define UNPACK(place)                                                                              \
+    ((plain_vector)(plain_bits){FLOAT(place, 0), FLOAT(place, 1), FLOAT(place, 2), FLOAT(place, 3)})
 typedef uint32_t plain_bits __attribute__((vector_size(16)));
 #include "_lean_kernels.h"
 
@@ -127,6 +136,16 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
+/* 24 bytes, of which each four lanes take 12: a byte 0 in front of every three. */
+static inline __attribute__((target("avx2"), always_inline)) __m256i unpack_8(const uint8_t *place)
+{
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0);
+    const __m256i spread = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)place);
+    return _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(bytes, lanes), spread);
+}
+
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAMED(name) avx2_##name
@@ -134,11 +153,18 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
 #define WIDEN(place)                                                                               \
     ((avx2_vector)_mm256_cvtepi32_ps(                                                              \
         _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(place)))))
-#define UNPACK(high, low)                                                                          \
-    ((avx2_vector)_mm256_or_si256(                                                                 \
-        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(high))), 16),    \
-        _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(low))), 8)))
+#define UNPACK(place) ((avx2_vector)unpack_8(place))
 #include "_lean_kernels.h"
+
+static inline __attribute__((target("avx512f,avx512bw"), always_inline)) __m512i
+unpack_16(const uint8_t *place)
+{
+    const __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
+    const __m512i spread = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_loadu_si512(place)), spread);
+}
 
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
@@ -147,10 +173,7 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
 #define WIDEN(place)                                                                               \
     ((avx512_vector)_mm512_cvtepi32_ps(                                                            \
         _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place)))))
-#define UNPACK(high, low)                                                                          \
-    ((avx512_vector)_mm512_or_si512(                                                               \
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(high))), 16), \
-        _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(low))), 8)))
+#define UNPACK(place) ((avx512_vector)unpack_16(place))
 #include "_lean_kernels.h"
 #endif
 
@@ -202,7 +225,7 @@ int lean_run(const struct model *model, const struct question *question, float *
     }
     int64_t hidden = count * padded(model->size), mixed = count * padded(queries);
     int64_t floats = 2 * hidden + count * padded(qkv) + mixed + count * (padded(inner) + padded(gated));
-    float *memory = aligned_alloc(64, sizeof(float) * (floats + threads * MOST_QUERIES * padded(question->longest)));
+    float *memory = aligned_alloc(64, sizeof(float) * (floats + threads * attention_room(model, question)));
     if (memory == NULL)
         return -1;
     struct scratch scratch = {.hidden = memory, .entered = memory + hidden};
@@ -210,7 +233,7 @@ int lean_run(const struct model *model, const struct question *question, float *
     scratch.qkv = scratch.mixed + mixed;
     scratch.fed = scratch.qkv + count * padded(qkv);
     scratch.gated = scratch.fed + count * padded(inner);
-    scratch.scores = scratch.gated + count * padded(gated);
+    scratch.attention = scratch.gated + count * padded(gated);
     pass *run = choose(lanes);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)

@@ -1,7 +1,7 @@
 /* The lean pass for vectors of LANES floats. Included by _lean.c once per kind of processor, with
  * LANES, TARGET (what the compiler may use), NAMED (gives functions names of their own), WIDEN
- * (int8 from memory to a vector of floats), UNPACK (upper 16 and next 8 bits of floats to them) and
- * SUM (of the lanes of a vector).
+ * (int8 from memory to a vector of floats), UNPACK (the upper 3 bytes of floats to them) and SUM (of
+ * the lanes of a vector).
  *
  * All threads of a team run `pass`; between its stages they meet.
  */
@@ -11,18 +11,6 @@ typedef float NAMED(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
 #define INLINE static inline TARGET __attribute__((always_inline))
 #define AT(place) (*(VECTOR *)(place))
 #define READ(place) (*(const VECTOR *)(place))
-
-INLINE float NAMED(dot)(const float *a, const float *b, int64_t size)
-{
-    VECTOR sums = {0};
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES)
-        sums += READ(a + i) * READ(b + i);
-    float sum = SUM(sums);
-    for (; i < size; i++)
-        sum += a[i] * b[i];
-    return sum;
-}
 
 /* ---- products: columns `from` to `to` of outputs += inputs · weight --------------------------- */
 
@@ -65,51 +53,9 @@ static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const st
         NAMED(add_rows)(inputs + k, line, count, matrix->dense + k * out, out, outputs, from, to, 1);
 }
 
-/* The same with packed rows, in whole panels. */
-INLINE void NAMED(add_packed_rows)(const float *inputs, int64_t stride, int64_t count,
-                                   const uint8_t *weight, int64_t row, float *outputs, int64_t line,
-                                   const int rows)
-{
-    for (int64_t n = 0; n < PANEL; n += LANES) {
-        VECTOR held[BLOCK];
-#pragma GCC unroll 8
-        for (int j = 0; j < rows; j++) {
-            const uint8_t *its = weight + j * row;
-            held[j] = UNPACK((const uint16_t *)its + n, its + 2 * PANEL + n);
-            __builtin_prefetch(its + BLOCK * row + n * PACKED_PANEL / PANEL, 0, 3);
-        }
-        for (int64_t i = 0; i < count; i++) {
-            VECTOR sum = READ(outputs + i * line + n);
-#pragma GCC unroll 8
-            for (int j = 0; j < rows; j++)
-                sum += held[j] * inputs[i * stride + j];
-            AT(outputs + i * line + n) = sum;
-        }
-    }
-}
-
-static TARGET void NAMED(add_packed)(const float *inputs, int64_t count,
-                                     const struct matrix *matrix, float *outputs, int64_t from,
-                                     int64_t to)
-{
-    int64_t in = matrix->in, stride = padded(in), line = padded(matrix->out);
-    int64_t row = whole_panels(matrix->out) / PANEL * PACKED_PANEL;
-    for (int64_t k = 0, rows; k < in; k += rows) {
-        rows = k + BLOCK <= in ? BLOCK : 1;
-        for (int64_t n = from; n < to; n += PANEL) {
-            const uint8_t *weight = matrix->packed + k * row + n / PANEL * PACKED_PANEL;
-            if (rows == BLOCK)
-                NAMED(add_packed_rows)(inputs + k, stride, count, weight, row, outputs + n, line,
-                                       BLOCK);
-            else
-                NAMED(add_packed_rows)(inputs + k, stride, count, weight, row, outputs + n, line, 1);
-        }
-    }
-}
-
-/* TOKENS at once against one group of input channels that share their scales. */
+/* TOKENS at once against one group of input channels of a panel: those that share their scales. */
 #define TOKENS MOST_QUERIES
-/* Rows of a panel between what is used and what is fetched. */
+/* Rows of a panel between what is used and what is fetched, evenly. */
 #define AHEAD 128
 /* Calls a function for at most TOKENS tokens with their number as a constant. */
 #define EACH(tokens, function, ...)                                                                \
@@ -124,46 +70,60 @@ static TARGET void NAMED(add_packed)(const float *inputs, int64_t count,
     default: NAMED(function)(__VA_ARGS__, TOKENS);                                                 \
     }
 
-INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const int8_t *integers,
-                             const float *scales, float *outputs, int64_t line, int64_t channels,
-                             const int count)
+INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const uint8_t *panel,
+                             const uint8_t *next, const int bytes, const float *scales,
+                             float *outputs, int64_t line, int64_t channels, const int count)
 {
     VECTOR sums[TOKENS];
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
         sums[i] = (VECTOR){0};
     for (int64_t k = 0; k < channels; k++) {
-        VECTOR held = WIDEN(integers + k * PANEL);
-        __builtin_prefetch(integers + (k + AHEAD) * PANEL, 0, 3);
+        const uint8_t *its = panel + k * PANEL * bytes;
+        VECTOR held = bytes == PACKED ? UNPACK(its) : WIDEN((const int8_t *)its);
+        __builtin_prefetch(next + k * LANES * bytes, 0, 3);
 #pragma GCC unroll 8
         for (int i = 0; i < count; i++)
             sums[i] += held * inputs[i * stride + k];
     }
-    VECTOR scale = READ(scales);
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
-        AT(outputs + i * line) += sums[i] * scale;
+        AT(outputs + i * line) += bytes == PACKED ? sums[i] : sums[i] * READ(scales);
 }
 
-static TARGET void NAMED(add_integers)(const float *inputs, int64_t count,
-                                       const struct matrix *matrix, float *outputs, int64_t from,
-                                       int64_t to)
+INLINE void NAMED(add_panels)(const float *inputs, int64_t count, const struct matrix *matrix,
+                              float *outputs, int64_t from, int64_t to, const int bytes)
 {
     int64_t in = matrix->in, line = padded(matrix->out), stride = padded(in);
     int64_t width = whole_panels(matrix->out);
     for (int64_t panel = from; panel < to; panel += PANEL)
         for (int64_t k = 0; k < in; k += matrix->group) {
             int64_t channels = in - k < matrix->group ? in - k : matrix->group;
-            const int8_t *integers = matrix->integers + panel * in + k * PANEL;
+            const uint8_t *group = matrix->panels + (panel * in + k * PANEL) * bytes;
             const float *scales = matrix->scales + k / matrix->group * width + panel;
             for (int64_t i = 0; i < count; i += TOKENS)
                 for (int64_t n = 0; n < PANEL; n += LANES) {
                     const float *its = inputs + i * stride + k;
                     float *sums = outputs + i * line + panel + n;
-                    EACH(count - i, add_group, its, stride, integers + n, scales + n, sums, line,
-                         channels)
+                    const uint8_t *next = group + (AHEAD * PANEL + n * channels) * bytes;
+                    EACH(count - i, add_group, its, stride, group + n * bytes, next, bytes,
+                         scales + n, sums, line, channels)
                 }
         }
+}
+
+static TARGET void NAMED(add_packed)(const float *inputs, int64_t count,
+                                     const struct matrix *matrix, float *outputs, int64_t from,
+                                     int64_t to)
+{
+    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, PACKED);
+}
+
+static TARGET void NAMED(add_integers)(const float *inputs, int64_t count,
+                                       const struct matrix *matrix, float *outputs, int64_t from,
+                                       int64_t to)
+{
+    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 1);
 }
 
 /* The columns of one thread: whole panels. */
@@ -179,7 +139,7 @@ INLINE void NAMED(multiply)(const float *inputs, int64_t count, const struct mat
         }
     if (matrix->dense != NULL)
         NAMED(add_dense)(inputs, count, matrix, outputs, from, to);
-    else if (matrix->packed != NULL)
+    else if (matrix->scales == NULL)
         NAMED(add_packed)(inputs, count, matrix, outputs, from, to);
     else
         NAMED(add_integers)(inputs, count, matrix, outputs, from, to);
@@ -290,9 +250,57 @@ INLINE void NAMED(turn)(float *vector, const float *cosines, const float *sines,
     }
 }
 
-/* Values mixed by weights: of a few queries at once. */
-INLINE void NAMED(mix)(const float *weights, int64_t stride, const float *values, int64_t seen,
-                       int64_t size, float *mixed, int64_t line, const int count)
+/* Queries that are worked on at once: one per lane. */
+#define QUERIES (LANES < MOST_QUERIES ? LANES : MOST_QUERIES)
+
+/* How well some keys fit the queries, (size, LANES), of which each takes one lane. */
+INLINE void NAMED(fit)(const float *queries, const float *keys, int64_t size, float *scores,
+                       const int count)
+{
+    VECTOR sums[KEYS];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++)
+        sums[j] = (VECTOR){0};
+    for (int64_t n = 0; n < size; n++) {
+        VECTOR held = READ(queries + n * LANES);
+#pragma GCC unroll 4
+        for (int j = 0; j < count; j++)
+            sums[j] += held * keys[j * size + n];
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++)
+        AT(scores + j * LANES) = sums[j];
+}
+
+/* Scores (keys, LANES) of the first `seen` keys, of each lane one more, to weights that sum to 1; 0
+ * for the rest up to `most`. */
+INLINE void NAMED(weigh)(float *scores, int64_t seen, int64_t most)
+{
+    float largest[LANES], totals[LANES];
+    for (int i = 0; i < LANES; i++) {
+        for (int64_t t = seen + i; t < most; t++)
+            scores[t * LANES + i] = -INFINITY;
+        largest[i] = -INFINITY;
+        totals[i] = 0;
+    }
+    for (int64_t t = 0; t < most; t++)
+        for (int i = 0; i < LANES; i++)
+            largest[i] = scores[t * LANES + i] > largest[i] ? scores[t * LANES + i] : largest[i];
+    for (int64_t t = 0; t < most; t++)
+        for (int i = 0; i < LANES; i++) {
+            float weight = NAMED(exponential)(scores[t * LANES + i] - largest[i]);
+            weight = t < seen + i ? weight : 0;
+            scores[t * LANES + i] = weight;
+            totals[i] += weight;
+        }
+    for (int64_t t = 0; t < most; t++)
+        for (int i = 0; i < LANES; i++)
+            scores[t * LANES + i] /= totals[i];
+}
+
+/* Values mixed by weights (keys, LANES): of a few queries at once. */
+INLINE void NAMED(mix)(const float *weights, const float *values, int64_t seen, int64_t size,
+                       float *mixed, int64_t line, const int count)
 {
     int64_t n = 0;
     for (; n + LANES <= size; n += LANES) {
@@ -304,7 +312,7 @@ INLINE void NAMED(mix)(const float *weights, int64_t stride, const float *values
             VECTOR held = READ(values + t * size + n);
 #pragma GCC unroll 8
             for (int i = 0; i < count; i++)
-                sums[i] += held * weights[i * stride + t];
+                sums[i] += held * weights[t * LANES + i];
         }
 #pragma GCC unroll 8
         for (int i = 0; i < count; i++)
@@ -314,56 +322,36 @@ INLINE void NAMED(mix)(const float *weights, int64_t stride, const float *values
         for (int i = 0; i < count; i++) {
             float sum = 0;
             for (int64_t t = 0; t < seen; t++)
-                sum += weights[i * stride + t] * values[t * size + n];
+                sum += weights[t * LANES + i] * values[t * size + n];
             mixed[i * line + n] = sum;
         }
 }
 
-/* Scores of the first `seen` keys to weights that sum to 1; 0 for the rest up to `most`. */
-INLINE void NAMED(weigh)(float *scores, int64_t seen, int64_t most)
-{
-    float largest = -INFINITY, total, tops[LANES];
-    VECTOR sums = {0};
-    int64_t t = 0;
-    for (int i = 0; i < LANES; i++)
-        tops[i] = -INFINITY;
-    for (; t + LANES <= seen; t += LANES)
-        for (int i = 0; i < LANES; i++)
-            tops[i] = scores[t + i] > tops[i] ? scores[t + i] : tops[i];
-    for (int i = 0; i < LANES; i++)
-        largest = tops[i] > largest ? tops[i] : largest;
-    for (; t < seen; t++)
-        largest = scores[t] > largest ? scores[t] : largest;
-    for (t = 0; t < seen; t++)
-        scores[t] = NAMED(exponential)(scores[t] - largest);
-    for (t = seen; t < most; t++)
-        scores[t] = 0;
-    for (t = 0; t + LANES <= seen; t += LANES)
-        sums += READ(scores + t);
-    total = SUM(sums);
-    for (; t < seen; t++)
-        total += scores[t];
-    for (t = 0; t < seen; t++)
-        scores[t] /= total;
-}
-
-/* What at most TOKENS queries of a head see, the first of them `seen` keys, each one more. */
+/* What at most QUERIES queries of a head see, the first of them `seen` keys, each one more; with room
+ * for (size + most, LANES) floats. */
 INLINE void NAMED(attend)(const float *queries, int64_t stride, int64_t count, const float *keys,
-                          const float *values, int64_t seen, int64_t size, float scale,
-                          float *scores, int64_t width, float *mixed, int64_t line)
+                          const float *values, int64_t seen, int64_t size, float scale, float *room,
+                          float *mixed, int64_t line)
 {
-    int64_t most = seen + count - 1;
-    for (int64_t i = 0; i < count; i++) {
-        for (int64_t t = 0; t < seen + i; t++)
-            scores[i * width + t] = scale * NAMED(dot)(queries + i * stride, keys + t * size, size);
-        NAMED(weigh)(scores + i * width, seen + i, most);
+    int64_t most = seen + count - 1, t = 0;
+    float *scores = room + size * LANES;
+    for (int64_t n = 0; n < size; n++)
+        for (int i = 0; i < LANES; i++)
+            room[n * LANES + i] = i < count ? scale * queries[i * stride + n] : 0;
+    for (; t + KEYS <= most; t += KEYS) {
+        for (int64_t n = 0; n < KEYS * size; n += LINE)
+            __builtin_prefetch(values + t * size + n, 0, 3);
+        NAMED(fit)(room, keys + t * size, size, scores + t * LANES, KEYS);
     }
-    EACH(count, mix, scores, width, values, most, size, mixed, line)
+    for (; t < most; t++)
+        NAMED(fit)(room, keys + t * size, size, scores + t * LANES, 1);
+    NAMED(weigh)(scores, seen, most);
+    EACH(count, mix, scores, values, most, size, mixed, line)
 }
 
 /* Keeps the new keys and values, and lets the queries look: all, or only the last of each row. */
 static TARGET void NAMED(look)(const struct model *model, const struct question *question,
-                               int64_t index, float *qkv, float *scores, float *mixed,
+                               int64_t index, float *qkv, float *room, float *mixed,
                                int only_ends, struct share share)
 {
     int64_t size = model->head_size, heads = model->heads, groups = model->key_heads;
@@ -390,11 +378,10 @@ static TARGET void NAMED(look)(const struct model *model, const struct question 
                 memcpy(values + place, token + (heads + groups + g) * size, sizeof(float) * size);
             }
             for (int64_t h = g * each; h < (g + 1) * each; h++)
-                for (int64_t i = first; i < row->fresh; i += TOKENS) {
-                    int64_t few = row->fresh - i < TOKENS ? row->fresh - i : TOKENS;
+                for (int64_t i = first; i < row->fresh; i += QUERIES) {
+                    int64_t few = row->fresh - i < QUERIES ? row->fresh - i : QUERIES;
                     NAMED(attend)(qkv + (begin + i) * line + h * size, line, few, keys, values,
-                                  row->known + i + 1, size, model->scale, scores,
-                                  padded(question->longest),
+                                  row->known + i + 1, size, model->scale, room,
                                   mixed + (asked + i - first) * wide + h * size, wide);
                 }
         }
@@ -409,8 +396,8 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
                                const struct scratch *scratch, float *answers, struct share share)
 {
     int64_t size = model->size, line = padded(size), count = question->tokens_count, from, to;
-    float *hidden = scratch->hidden, *entered, *scores = scratch->scores;
-    scores += share.index * MOST_QUERIES * padded(question->longest);
+    float *hidden = scratch->hidden, *entered, *room = scratch->attention;
+    room += share.index * attention_room(model, question);
     part(count, 1, share, &from, &to);
     for (int64_t i = from; i < to; i++)
         for (int64_t n = 0; n < size; n++)
@@ -430,7 +417,7 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
         meet();
         NAMED(multiply)(entered, count, &layer->qkv, scratch->qkv, 0, share);
         meet();
-        NAMED(look)(model, question, index, scratch->qkv, scores, scratch->mixed, is_last, share);
+        NAMED(look)(model, question, index, scratch->qkv, room, scratch->mixed, is_last, share);
         if (is_last) { /* of whose outputs only one per row is read */
             if (share.index == 0)
                 keep_ends(question, size, hidden);
@@ -485,5 +472,6 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
 #undef READ
 #undef BLOCK
 #undef TOKENS
+#undef QUERIES
 #undef AHEAD
 #undef EACH

@@ -24,7 +24,7 @@ from adapters.products import INT8_GROUP, Dense, Int8, Packed, Product
 if TYPE_CHECKING:
     from adapters.passes import Row
 
-ABI_VERSION = 2  # of _lean.c
+ABI_VERSION = 3  # of _lean.c
 #: In the order of the enum there.
 ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 #: Tokens up to which the compiled pass is the faster one; with more, the weights are not what takes
@@ -32,6 +32,8 @@ ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 MOST_TOKENS = 48
 #: Floats that the processor works on at once: all that it can.
 LANES = 16
+#: Input channels of packed floats that are worked on at once: what stays in the nearest cache.
+PACKED_GROUP = 64
 #: Of Linux: lets the pages of a range be large ones from now on.
 MADV_COLLAPSE = 25
 LARGE_PAGE = 2 * 2**20
@@ -39,7 +41,7 @@ LARGE_PAGE = 2 * 2**20
 
 class _Matrix(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("dense", "packed", "integers", "scales", "bias")),
+        *((name, ctypes.c_void_p) for name in ("dense", "panels", "scales", "bias")),
         *((name, ctypes.c_int64) for name in ("in", "out", "group")),
     ]
 
@@ -274,7 +276,7 @@ def _held(product: Product) -> Tensor:
     if isinstance(product, Int8):
         return product.weight.integers
     if isinstance(product, Packed):
-        return product.weight.bits
+        return product.weight.panels
     assert isinstance(product, Dense)
     return product.weight
 
@@ -292,17 +294,15 @@ def _norm(norm: Norm | None) -> _Norm:
 def _matrix(product: Product | None) -> _Matrix:
     if product is None:
         return _Matrix()
+    address, bias = _held(product).data_ptr(), _address(product.bias)  # type: ignore[attr-defined]
     if isinstance(product, Int8):
-        weight = product.weight
-        integers, scales = weight.integers.data_ptr(), weight.scales.data_ptr()
-        bias, shape = _address(product.bias), (weight.integers.shape[1], weight.out)
-        return _Matrix(None, None, integers, scales, bias, *shape, INT8_GROUP)
-    address = _held(product).data_ptr()
+        scales, size = product.weight.scales.data_ptr(), product.weight.integers.shape[1]
+        return _Matrix(None, address, scales, bias, size, product.weight.out, INT8_GROUP)
     if isinstance(product, Packed):
-        shape = len(product.weight.bits), product.weight.out
-        return _Matrix(None, address, None, None, _address(product.bias), *shape, 0)
+        packed = product.weight
+        return _Matrix(None, address, None, bias, packed.size, packed.out, PACKED_GROUP)
     assert isinstance(product, Dense)
-    return _Matrix(address, None, None, None, _address(product.bias), *product.weight.shape, 0)
+    return _Matrix(address, None, None, bias, *product.weight.shape, 0)
 
 
 def _layer(layer: LeanLayer) -> _Layer:

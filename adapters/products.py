@@ -31,6 +31,8 @@ FEW_TOKENS, BLOCK_ROWS = 15, 192
 INT8_MAX = 127
 #: Input channels that share a scale, and outputs that lie together: a cache line of them.
 INT8_GROUP, PANEL = 32, 64
+#: Bytes behind packed floats that a whole vector of the last ones takes in.
+READ_BEYOND = 64
 #: Smallest scale, for groups of zeros.
 SMALLEST = 1e-12
 
@@ -141,12 +143,15 @@ class PackedWeight:
     """The upper 24 bits of floats, rounded to the nearest, in panels of outputs.
 
     Attributes:
-        bits: ``(in, P, 3 · PANEL)`` bytes: of each panel the upper 16 bits of its floats in the
-            machine's order, then the next 8; the last panel filled up with zeros.
+        panels: ``(P · in · PANEL · 3,)`` bytes and some more that may be read: per panel and input
+            the upper three of each float, in the machine's order; the last panel filled up with
+            zeros.
+        size: inputs.
         out: outputs.
     """
 
-    bits: Tensor
+    panels: Tensor
+    size: int
     out: int
 
     @classmethod
@@ -154,16 +159,16 @@ class PackedWeight:
         """Rounds an (in, out) weight."""
         size, out = weight.shape
         whole = F.pad(weight.float(), (0, -out % PANEL)).contiguous().view(torch.int32)
-        whole = (whole + 0x80).view(size, -1, PANEL)  # a carry into the exponent is meant
-        upper = (whole >> 16).to(torch.int16).view(torch.uint8)
-        lower = (whole >> 8 & 0xFF).to(torch.uint8)
-        return cls(torch.cat([upper, lower], dim=2).contiguous(), out)
+        whole = whole + 0x80  # a carry into the exponent is meant
+        panels = whole.view(size, -1, PANEL).transpose(0, 1).contiguous().view(torch.uint8)
+        upper = panels.view(-1, 4)[:, 1:].flatten()
+        return cls(F.pad(upper, (0, READ_BEYOND)), size, out)
 
     def floats(self) -> Tensor:
         """The ``(in, out)`` weight that it stands for."""
-        upper, lower = self.bits[:, :, : 2 * PANEL], self.bits[:, :, 2 * PANEL :]
-        whole = upper.contiguous().view(torch.int16).int() << 16 | lower.int() << 8
-        return whole.view(torch.float32).flatten(1)[:, : self.out]
+        upper = self.panels[:-READ_BEYOND].view(-1, 3)
+        panels = F.pad(upper, (1, 0)).view(torch.float32).view(-1, self.size, PANEL)
+        return panels.transpose(0, 1).flatten(1)[:, : self.out]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
