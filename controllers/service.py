@@ -332,6 +332,7 @@ class ControllerService:
             _routes(self._service),
             access_log=None,
             auto_decompress=False,  # questions are small, and a bomb stays shut
+            handler_cancellation=True,  # who hangs up does not want an answer any more
             keepalive_timeout=KEEP_ALIVE_S,
             shutdown_timeout=SHUTDOWN_S,
         )

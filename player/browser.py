@@ -19,9 +19,10 @@ from typing import Any
 from player.browser_page import Decide, PageServer, PageSettings
 from player.browser_parts import BrowserParts
 from player.browser_records import PageError, read_chunk
+from player.browser_usage import BrowserMeter
 from player.headless import PlayedSession
 from player.media_http import Limits
-from player.records import ChunkRecord
+from player.records import ChunkRecord, ProcessRecord
 
 VIEWPORT = {"width": 1280, "height": 760}
 LAUNCH_S = 60.0
@@ -57,9 +58,11 @@ class BrowserSession(PlayedSession):
     Attributes:
         starved_s: the picture stood still though there was video to play: the machine was too
             busy. In no chunk's ``rebuffer_s``.
+        usage: what Chromium used of the machine; None if that could not be told.
     """
 
     starved_s: float
+    usage: ProcessRecord | None
 
 
 @dataclasses.dataclass
@@ -152,18 +155,21 @@ async def play_in_browser(
         if before_start is not None:
             await before_start()
         began.append(clock())
+        meter.start()
         return 0.0
 
     ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     heard = _Heard(settings, on_chunk, ended)
     async with (
+        BrowserMeter() as meter,
         PageServer(
             settings, parts.library, on_told=heard.take, begin=begin, fallback=fallback
         ) as page,
-        _tab(parts, heard) as tab,
+        _tab(parts, heard, meter.argument) as tab,
     ):
         await tab.goto(page.url)
         wall_s = await _until_ended(heard, _longest_silence_s(settings, longest))
+        usage = await meter.stop()
         if screenshot is not None:
             await tab.screenshot(path=str(screenshot), full_page=True)
     return BrowserSession(
@@ -174,6 +180,7 @@ async def play_in_browser(
         setup_s=began[0] - entered_s,
         fallbacks=sum(chunk.fallback for chunk in heard.chunks),
         starved_s=heard.starved_s,
+        usage=usage,
     )
 
 
@@ -205,7 +212,7 @@ def _longest_silence_s(settings: PageSettings, limits: Limits) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _tab(parts: BrowserParts, heard: _Heard) -> AsyncIterator[Any]:
+async def _tab(parts: BrowserParts, heard: _Heard, argument: str) -> AsyncIterator[Any]:
     """A tab of a fresh browser, closed at the end.
 
     Raises:
@@ -217,7 +224,7 @@ async def _tab(parts: BrowserParts, heard: _Heard) -> AsyncIterator[Any]:
         try:
             browser = await playwright.chromium.launch(
                 executable_path=str(parts.chromium),
-                args=list(FLAGS),
+                args=[*FLAGS, argument],
                 timeout=LAUNCH_S * MS_PER_S,
                 handle_sigint=False,
                 handle_sigterm=False,

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from aiohttp import web
 
 from player import cmcd
 from player.browser_parts import LIBRARY_NAME, PAGE_FOLDER
+from player.live import live_url
 from player.machine import PlayerConfig
 from player.observation import (
     HISTORY_LIMIT,
@@ -36,6 +38,8 @@ LOOPBACK = "127.0.0.1"
 FALLBACK_PATH = "fallback"
 MAX_BODY_BYTES = 2**20
 SHUTDOWN_S = 1.0
+#: A page of a live event has this long for dash.js and the manifest before it joins.
+JOIN_SETUP_S = 5.0
 #: What is served, and as what; nothing else of the folder is.
 PAGE_FILES = {
     "index.html": "text/html",
@@ -43,6 +47,7 @@ PAGE_FILES = {
     "player.js": "text/javascript",
     "streaming.js": "text/javascript",
     "session.js": "text/javascript",
+    "event.js": "text/javascript",
     "decisions.js": "text/javascript",
     "charts.js": "text/javascript",
 }
@@ -97,6 +102,9 @@ class PageSettings:
         player: how to play.
         chunk_timeout_s: longest wait for one chunk.
         link_mbps: the link's rate second by second, to be shown; empty: not known.
+        remark: what a person must know about what is seen; empty: nothing.
+        live_start_s: when the live event begins (Unix seconds), where ``player`` follows one; None:
+            such that the page can join it soon after it is loaded.
     """
 
     title: str
@@ -107,12 +115,22 @@ class PageSettings:
     player: PlayerConfig
     chunk_timeout_s: float
     link_mbps: Sequence[float] = ()
+    remark: str = ""
+    live_start_s: float | None = None
 
-    def document(self) -> dict[str, Any]:
-        """As JSON values."""
+    def document(self, now_s: float) -> dict[str, Any]:
+        """As JSON values, for a page that is loaded at ``now_s`` (Unix seconds)."""
+        manifest_url, event, live = self.manifest_url, None, self.player.live
+        if live is not None:
+            start_s = self.live_start_s
+            if start_s is None:
+                start_s = now_s + JOIN_SETUP_S - live.target_latency_s
+            manifest_url = live_url(manifest_url, start_s, live.target_latency_s)
+            event = {"start_s": round(start_s, 3)} | dataclasses.asdict(live)
         return {
             "title": self.title,
-            "manifest_url": self.manifest_url,
+            "manifest_url": manifest_url,
+            "live": event,
             "session_id": cmcd.identifier(self.session_id),
             "content_id": cmcd.identifier(self.video.name),
             "video": {
@@ -128,6 +146,7 @@ class PageSettings:
             "history_limit": HISTORY_LIMIT,
             "upcoming_limit": UPCOMING_LIMIT,
             "link_mbps": list(self.link_mbps),
+            "remark": self.remark,
         }
 
 
@@ -211,7 +230,7 @@ class PageServer:
         return _fresh((PAGE_FOLDER / name).read_bytes(), PAGE_FILES[name])
 
     async def _config(self, _: web.Request) -> web.Response:
-        return _fresh(json.dumps(self.settings.document()).encode(), "application/json")
+        return _fresh(json.dumps(self.settings.document(time.time())).encode(), "application/json")
 
     async def _told(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":  # which pages of other origins cannot send

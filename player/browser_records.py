@@ -35,6 +35,7 @@ class ToldChunk:
     decision_s: float
     fallback: bool
     wait_s: float
+    latency_s: float | None = None
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def read_chunk(
     if told.size_bytes != (size_bytes := video.sizes_bytes[told.index][told.level]):
         raise PageError(f"chunk {told.index}: {told.size_bytes} bytes, not {size_bytes}")
     times_s = (told.requested_s, told.buffer_s, told.rebuffer_s, told.decision_s, told.wait_s)
-    if min(times_s) < 0 or told.download_s <= 0:
+    if min(*times_s, told.latency_s or 0.0) < 0 or told.download_s <= 0:
         raise PageError(f"chunk {told.index}: a time that is negative")
     bitrate_kbps = video.levels_kbps[told.level]
     return ChunkRecord(
@@ -92,4 +93,5 @@ def read_chunk(
             weights,
         ),
         wait_s=told.wait_s,
+        latency_s=told.latency_s,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from player import cmcd, mpd
+from player.live import Live, available_s, live_url
 from player.machine import (
     Ask,
     ChunkArrived,
@@ -25,6 +27,7 @@ from player.machine import (
     Fetch,
     Player,
     PlayerConfig,
+    Progress,
     Started,
     Stop,
     TimerFired,
@@ -46,12 +49,18 @@ from player.video import Video
 
 MILLISECONDS_PER_SECOND = 1000
 MAX_INIT_BYTES = 2**20
+#: A live event is joined that long after it was chosen, which leaves time for the set-up.
+JOIN_SETUP_S = 5.0
+#: Later than this the session is not the one that was asked for.
+MAX_LATE_S = 0.5
 
 _log = logging.getLogger(__name__)
 
 #: Asks the controller for a level. A ConnectionError or TimeoutError says that it is unavailable,
 #: and the fallback decides; anything else ends the session.
 AskLevel = Callable[[AbrObservation], Awaitable[int]]
+#: Is told of a download how many bytes are in, and when; says whether it goes on.
+GoesOn = Callable[[int, float], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +95,37 @@ class Media(Protocol):
         """Returns when :meth:`now` is at least ``at_s``."""
         ...
 
-    async def fetch(self, command: Fetch, player: Player) -> float:
-        """Downloads a chunk; returns when its last byte came, on the clock of :meth:`now`."""
+    async def fetch(self, command: Fetch, player: Player, goes_on: GoesOn) -> float:
+        """Downloads a chunk; returns when its last byte came, on the clock of :meth:`now`.
+
+        Of a watched one it tells ``goes_on`` now and then how many bytes are in, and the time. When
+        that says no, it closes the connection and returns.
+        """
         ...
+
+
+class _Watch:
+    """Tells a player how a download goes; ``instead`` is what it wants in its place."""
+
+    def __init__(self, player: Player) -> None:
+        self.instead: Fetch | None = None
+        self._player = player
+
+    def goes_on(self, received_bytes: int, now: float) -> bool:
+        """Whether the player lets the download go on."""
+        command = self._player.handle(Progress(received_bytes), now=now)
+        self.instead = command if isinstance(command, Fetch) else None
+        return self.instead is None
+
+
+async def _download(wanted: Fetch, player: Player, media: Media) -> float:
+    """When the chunk is in; a request that the player gives up is followed by what it wants."""
+    while True:
+        watch = _Watch(player)
+        now = await media.fetch(wanted, player, watch.goes_on)
+        if watch.instead is None:
+            return now
+        wanted = watch.instead
 
 
 async def drive(
@@ -99,8 +136,18 @@ async def drive(
     fallback: Callable[[AbrObservation], int] | None = None,
     decision_limit_s: float = DECISION_LIMIT_S,
     on_chunk: Callable[[ChunkRecord], None] | None = None,
+    late_s: float = 0.0,
 ) -> float:
     """Plays a session to its end; the records are in ``player.chunks``.
+
+    Args:
+        player: a new player.
+        media: what it plays.
+        ask: asks the controller.
+        fallback: decides when that is unavailable.
+        decision_limit_s: longest wait for a decision.
+        on_chunk: is told every chunk's record as soon as the chunk is in.
+        late_s: how much more the player is behind a live event than it wants to be.
 
     Returns:
         Length of the session on the clock of ``media``, seconds.
@@ -111,7 +158,7 @@ async def drive(
             what ``media`` raises.
     """
     began_s = now = media.now()
-    event: Event = Started()
+    event: Event = Started(late_s)
     while True:
         command = player.handle(event, now=now)
         if on_chunk is not None and type(event) is ChunkArrived:
@@ -121,7 +168,7 @@ async def drive(
                 event = await _decide(observation, ask, fallback, decision_limit_s)
                 now = media.now()
             case Fetch():
-                now, event = await media.fetch(command, player), ChunkArrived()
+                now, event = await _download(command, player, media), ChunkArrived()
             case WaitUntil(at_s):
                 await media.sleep_until(at_s)
                 now, event = media.now(), TimerFired()
@@ -156,11 +203,15 @@ async def play_headless(
     limits: Limits | None = None,
     before_start: Callable[[], Awaitable[None]] | None = None,
     on_chunk: Callable[[ChunkRecord], None] | None = None,
+    live_start_s: float | None = None,
 ) -> PlayedSession:
     """Plays a video from a DASH server in real time.
 
+    With ``player_config.live`` it plays an event that the server makes of the video, and begins
+    when that is as old as the target latency.
+
     Args:
-        manifest_url: of the MPD.
+        manifest_url: of the MPD of the video.
         ask: asks the controller for a level.
         session_id: CMCD ``sid``, cut to what CMCD allows.
         player_config: how to play.
@@ -170,27 +221,44 @@ async def play_headless(
         before_start: is awaited when everything but the chunks is loaded, right before the
             session's clock starts: the moment to start a link's trace.
         on_chunk: is told every chunk's record as soon as the chunk is in.
+        live_start_s: when the live event begins (Unix seconds), the same for all who shall join it
+            together; None: so that it can be joined soon.
 
     Returns:
         The session.
 
     Raises:
-        PlaybackError: the server is gone, is too slow, or sends something else than announced.
+        PlaybackError: the server is gone, is too slow, or sends something else than announced; the
+            set-up took so long that a live event was joined too late.
         MpdError: manifest or size table are not what this player plays.
         VideoFormatError: the video has fewer than ``chunks`` chunks.
         InvalidDecision: the controller named a level off the ladder.
         ConnectionError, TimeoutError: the controller is unavailable and there is no fallback.
     """
     longest = limits or Limits()
+    live = None if player_config is None else player_config.live
+    if live is not None:
+        if live_start_s is None:
+            live_start_s = time.time() + JOIN_SETUP_S - live.target_latency_s
+        manifest_url = live_url(manifest_url, live_start_s, live.target_latency_s)
     async with http_session(longest) as http:
         clock = asyncio.get_running_loop().time
         began_s = clock()
         media = await HttpMedia.open(http, manifest_url, cmcd.identifier(session_id), longest)
         setup_s = clock() - began_s
+        if (live is None) != (media.manifest.live_start_s is None):
+            kind = "static" if live is not None else "dynamic"
+            raise mpd.MpdError(
+                f"{manifest_url} is {kind}: the player follows a live event exactly where its "
+                "configuration says so"
+            )
         video = media.video if chunks is None else media.video.first(chunks)
         player = Player(video, player_config)
+        if live is not None:
+            await media.wait_for_age(live.target_latency_s)
         if before_start is not None:
             await before_start()
+        late_s = 0.0 if live is None else _late_s(live, media)
         wall_s = await drive(
             player,
             media,
@@ -198,6 +266,7 @@ async def play_headless(
             fallback=fallback,
             decision_limit_s=longest.decision_s,
             on_chunk=on_chunk,
+            late_s=late_s,
         )
         return PlayedSession(
             video=video,
@@ -207,6 +276,17 @@ async def play_headless(
             setup_s=setup_s,
             fallbacks=sum(chunk.fallback for chunk in player.chunks),
         )
+
+
+def _late_s(live: Live, media: HttpMedia) -> float:
+    """How much older a live event is than the target latency when it is joined."""
+    late_s = max(media.age_s() - live.target_latency_s, 0.0)
+    if late_s > MAX_LATE_S:
+        raise PlaybackError(
+            f"the set-up took {late_s:.1f} s too long: the event is {media.age_s():.1f} s old, and "
+            f"was to be joined at {live.target_latency_s:g} s"
+        )
+    return late_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +341,17 @@ class HttpMedia:
         while (left_s := at_s - self.now()) > 0:  # a timer may fire a clock tick early
             await asyncio.sleep(left_s)
 
-    async def fetch(self, command: Fetch, player: Player) -> float:
+    def age_s(self) -> float:
+        """Seconds since the live event began."""
+        assert self.manifest.live_start_s is not None  # or nobody would ask
+        return time.time() - self.manifest.live_start_s
+
+    async def wait_for_age(self, age_s: float) -> None:
+        """Returns when the live event is at least that old."""
+        while (left_s := age_s - self.age_s()) > 0:
+            await asyncio.sleep(left_s)
+
+    async def fetch(self, command: Fetch, player: Player, goes_on: GoesOn) -> float:
         """Downloads a chunk and drops its bytes.
 
         Raises:
@@ -270,9 +360,12 @@ class HttpMedia:
         url = self.manifest.media_url(command.chunk, command.level)
         target = with_cmcd(url, self._cmcd(command, player))
         where = f"chunk {command.chunk} at level {command.level}"
+        tell = goes_on if command.is_watched else None
+        if self.manifest.live_start_s is not None:  # the two clocks may drift apart
+            await self.wait_for_age(available_s(command.chunk, self.video.chunk_s))
         try:
             async with asyncio.timeout(self.limits.chunk_s), get_ok(self.http, target) as response:
-                return await count_body(response, command.size_bytes)
+                return await count_body(response, command.size_bytes, tell)
         except TimeoutError as error:
             reason = str(error) or f"not in after {self.limits.chunk_s} s"
             raise PlaybackError(f"{where}: {reason} ({url})", player.chunks) from error
@@ -287,15 +380,17 @@ class HttpMedia:
             "bl": buffer_ms,
             "cid": cmcd.identifier(self.video.name),
             "d": self.video.chunk_s * MILLISECONDS_PER_SECOND,
-            "dl": buffer_ms,  # playback rate 1
+            "dl": buffer_ms / player.rate,
             "ot": "v",
             "sf": "d",
             "sid": self.session_id,
-            "st": "v",
+            "st": "v" if self.manifest.live_start_s is None else "l",
             "su": player.buffer_s <= 0,
             "tb": ladder[-1],
             "bs": len(chunks) > 1 and chunks[-1].rebuffer_s > 0,
         }
+        if player.rate != 1.0:
+            told["pr"] = player.rate
         if chunks:
             told["mtp"] = chunks[-1].throughput_kbps
         return told

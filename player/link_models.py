@@ -46,6 +46,10 @@ class LinkModel(Protocol):
         """Downloads ``size_bytes`` from ``position_s`` on, after ``idle_s`` of silence."""
         ...
 
+    def connect(self) -> Download:
+        """What a new connection takes before a request can be sent."""
+        ...
+
 
 @dataclass(frozen=True)
 class PensieveLink:
@@ -69,6 +73,10 @@ class PensieveLink:
         wire_bits = size_bytes * BITS_PER_BYTE / self.payload_fraction
         moved_s = self.trace.transfer_s(wire_bits, position_s)
         return Download(moved_s + self.rtt_s, moved_s)
+
+    def connect(self) -> Download:
+        """One more round trip, in which the trace stands still as well."""
+        return Download(self.rtt_s, 0.0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,10 @@ class TcpLink:
                 lost_s = is_cold * self._slow_start_loss_s(wire_bits, sending_from, rtt_s)
         moved_s = rtt_s + lost_s + self.trace.transfer_s(wire_bits, sending_from + lost_s)
         return Download(moved_s, moved_s)
+
+    def connect(self) -> Download:
+        """The handshake: one round trip."""
+        return Download(2 * self.delay_s, 2 * self.delay_s)
 
     def _slow_start_loss_s(
         self, wire_bits: FloatArray | float, sending_from: FloatArray | float, rtt_s: float

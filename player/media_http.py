@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlencode, urlsplit
@@ -13,6 +13,7 @@ import aiohttp
 import yarl
 
 from player import cmcd
+from player.abandonment import PROGRESS_S
 from player.records import ChunkRecord
 
 READ_BUFFER_BYTES = 256 * 1024
@@ -56,8 +57,18 @@ def http_session(limits: Limits) -> aiohttp.ClientSession:
     )
 
 
-async def count_body(response: aiohttp.ClientResponse, size_bytes: int) -> float:
+async def count_body(
+    response: aiohttp.ClientResponse,
+    size_bytes: int,
+    goes_on: Callable[[int, float], bool] | None = None,
+) -> float:
     """Reads a body of ``size_bytes`` and drops it; returns when its last byte came.
+
+    Args:
+        response: its head is in.
+        size_bytes: length of its body.
+        goes_on: is told at most every ``PROGRESS_S`` how much is in, and the time; when it says no,
+            the connection is closed, and this returns then.
 
     Raises:
         PlaybackError: it is shorter or longer.
@@ -65,13 +76,19 @@ async def count_body(response: aiohttp.ClientResponse, size_bytes: int) -> float
     announced = response.content_length
     if announced not in (None, size_bytes):
         raise PlaybackError(f"{announced} bytes, {size_bytes} in the size table")
-    received = 0
+    clock = asyncio.get_running_loop().time
+    received, tells_s = 0, 0.0
     while received < size_bytes:
         data = await response.content.readany()
         if not data:
             raise PlaybackError(f"ended after {received} of {size_bytes} bytes")
         received += len(data)
-    arrived_s = asyncio.get_running_loop().time()
+        if goes_on is not None and received < size_bytes and (now := clock()) >= tells_s:
+            tells_s = now + PROGRESS_S
+            if not goes_on(received, now):
+                response.close()
+                return now
+    arrived_s = clock()
     if received > size_bytes or await response.content.readany():
         raise PlaybackError(f"more than the {size_bytes} bytes in the size table")
     return arrived_s

@@ -1,8 +1,9 @@
-"""Static MPEG-DASH manifests: written for a video, read as any client would read them.
+"""MPEG-DASH manifests: written for a video, read as any client would read them.
 
 ISO/IEC 23009-1: one video adaptation set, ``SegmentTemplate`` with ``$Number$`` and a constant
-duration. Chunk sizes, which controllers need and DASH does not carry, are announced by a
-``SupplementalProperty`` whose value is the URL of a JSON table; other players ignore it.
+duration; static, or of a live event (:mod:`player.live_mpd`). Chunk sizes, which controllers need
+and DASH does not carry, are announced by a ``SupplementalProperty`` whose value is the URL of a
+JSON table; other players ignore it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urljoin
 from xml.parsers import expat
-from xml.sax.saxutils import quoteattr
 
 import pydantic
 
 from player.content import ContentPack
+from player.live_mpd import LiveEvent, manifest_parts, read_start_s
 from player.video import Video
 
 SIZES_SCHEME = "urn:netllm-testbed:dash:chunk-sizes"
@@ -78,6 +79,7 @@ class Manifest:
         first_number: ``$Number$`` of chunk 0.
         representations: by bandwidth, lowest first.
         sizes_url: absolute URL of the size table, None when the manifest announces none.
+        live_start_s: when the event began (Unix seconds); None: all of it is there.
     """
 
     url: str
@@ -86,6 +88,7 @@ class Manifest:
     first_number: int
     representations: tuple[Representation, ...]
     sizes_url: str | None
+    live_start_s: float | None = None
 
     def media_url(self, chunk: int, level: int) -> str:
         """Absolute URL of chunk ``chunk`` (from 0) at ``level``."""
@@ -102,8 +105,8 @@ def init_name(level: int) -> str:
     return f"init-{level}.mp4"
 
 
-def write_mpd(video: Video, content: ContentPack, *, sizes_url: str = "sizes.json") -> bytes:
-    """The manifest of a video whose chunks are padded ``content``.
+def write_mpd(video: Video, content: ContentPack, *, event: LiveEvent | None = None) -> bytes:
+    """The manifest of a video whose chunks are padded ``content``; static, or of an event.
 
     Raises:
         ContentError: the content does not fit the video.
@@ -119,20 +122,21 @@ def write_mpd(video: Video, content: ContentPack, *, sizes_url: str = "sizes.jso
         for level, kbps in enumerate(video.levels_kbps)
     )
     duration_s = float(video.chunks * timing.chunk_ticks / timing.timescale)
+    parts = manifest_parts(duration_s, event)
     return f"""<?xml version="1.0" encoding="UTF-8"?>
-<MPD xmlns="{NAMESPACE}" profiles="urn:mpeg:dash:profile:isoff-live:2011" type="static"
-     mediaPresentationDuration="PT{duration_s:.6f}S" minBufferTime="PT{video.chunk_s:.6f}S">
-  <Period id="0" start="PT0S">
+<MPD xmlns="{NAMESPACE}" profiles="urn:mpeg:dash:profile:isoff-live:2011" {parts.kind} \
+minBufferTime="PT{video.chunk_s:.6f}S">
+{parts.head}  <Period id="0" start="PT0S"{parts.period}>
     <AdaptationSet id="0" contentType="video" mimeType="video/mp4" segmentAlignment="true"
                    startWithSAP="1">
-      <SupplementalProperty schemeIdUri="{SIZES_SCHEME}" value={quoteattr(sizes_url)}/>
+      <SupplementalProperty schemeIdUri="{SIZES_SCHEME}" value="sizes.json"/>
       <SegmentTemplate timescale="{timing.timescale}" duration="{timing.chunk_ticks}"
                        startNumber="{FIRST_NUMBER}" initialization="init-$RepresentationID$.mp4"
                        media="chunk-$RepresentationID$-$Number$.m4s"/>
 {representations}
     </AdaptationSet>
   </Period>
-</MPD>
+{parts.tail}</MPD>
 """.encode()
 
 
@@ -143,7 +147,7 @@ def parse_mpd(data: bytes, url: str) -> Manifest:
         MpdError: it is malformed, lacks something, or is of a kind that is not played; the message
             names what.
     """
-    presentation = parse_presentation(data, url)
+    presentation = parse_presentation(data, url, may_be_live=True)
     if len(presentation.adaptations) != 1:
         raise MpdError(
             f"expected one AdaptationSet of video, found {len(presentation.adaptations)}"
@@ -156,24 +160,27 @@ def parse_mpd(data: bytes, url: str) -> Manifest:
         first_number=found.first_number,
         representations=found.representations,
         sizes_url=found.sizes_url,
+        live_start_s=presentation.live_start_s,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """The one period of a static manifest.
+    """The one period of a manifest.
 
     Attributes:
         period: its element.
         base: URL that its relative ones start from.
         adaptations: elements of its AdaptationSets of video.
         duration_s: of the period.
+        live_start_s: see :class:`Manifest`.
     """
 
     period: ElementTree.Element
     base: str
     adaptations: tuple[ElementTree.Element, ...]
     duration_s: float
+    live_start_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,16 +200,19 @@ class VideoSet:
     sizes_url: str | None
 
 
-def parse_presentation(data: bytes, url: str, *, max_bytes: int = MAX_MPD_BYTES) -> Presentation:
+def parse_presentation(
+    data: bytes, url: str, *, max_bytes: int = MAX_MPD_BYTES, may_be_live: bool = False
+) -> Presentation:
     """Reads what manifests of all kinds have in common.
 
     Raises:
-        MpdError: it is no manifest, none that is static, too large, or has several periods.
+        MpdError: it is no manifest, too large, of a kind that is not played, or of several periods.
     """
     root = _parse_xml(data, max_bytes)
     if root.tag != f"{_TAG}MPD":
         raise MpdError(f"the root element is {root.tag}, not MPD of {NAMESPACE}")
-    if root.get("type", "static") != "static":
+    is_live = may_be_live and root.get("type") == "dynamic"
+    if not is_live and root.get("type", "static") != "static":
         raise MpdError(f"MPD@type is {root.get('type')!r}; only static manifests are played")
     period = _only(root, "Period")
     return Presentation(
@@ -217,7 +227,15 @@ def parse_presentation(data: bytes, url: str, *, max_bytes: int = MAX_MPD_BYTES)
             period.get("duration") or root.get("mediaPresentationDuration"),
             "MPD@mediaPresentationDuration",
         ),
+        live_start_s=_live_start_s(root, period) if is_live else None,
     )
+
+
+def _live_start_s(root: ElementTree.Element, period: ElementTree.Element) -> float:
+    try:
+        return read_start_s(root.get("availabilityStartTime"), period.get("start"))
+    except ValueError as error:
+        raise MpdError(f"a dynamic manifest: {error}") from error
 
 
 def video_set(presentation: Presentation, adaptation: ElementTree.Element) -> VideoSet:

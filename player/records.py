@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,12 +23,17 @@ class ChunkRecord:
         requested_s: when the request was sent.
         download_s: from request to last byte.
         throughput_kbps: size over ``download_s``.
-        buffer_s: buffer once the chunk was in and any wait for the buffer cap was over.
+        buffer_s: buffer once the chunk was in and any wait behind it was over.
         rebuffer_s: stall since the previous chunk's arrival; chunk 0: the start-up time.
         decision_s: from question to answer.
         fallback: whether the fallback decided because the controller did not answer.
         qoe: QoE-lin of this chunk (see ``player.qoe``).
-        wait_s: pause behind this chunk because the buffer was above its cap.
+        wait_s: pause behind this chunk because the buffer was above its cap, or because the next
+            one of a live event was not available.
+        latency_s: how far behind the live event the player was at its arrival; None on demand.
+        abandoned_level: at which it was asked for first, before that request was given up; the
+            times are those of the request that was finished. None: nothing was given up.
+        abandoned_bytes: how much of it was in by then.
     """
 
     index: int
@@ -43,6 +49,15 @@ class ChunkRecord:
     fallback: bool
     qoe: float
     wait_s: float = 0.0
+    latency_s: float | None = None
+    abandoned_level: int | None = None
+    abandoned_bytes: int = 0
+
+
+def mean_latency_s(chunks: Sequence[ChunkRecord]) -> float | None:
+    """Mean over the chunks of the latency at their arrival; None on demand, and of no chunks."""
+    known = [chunk.latency_s for chunk in chunks if chunk.latency_s is not None]
+    return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +204,21 @@ class BackgroundRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRecord:
+    """What a program's processes used of the machine.
+
+    Attributes:
+        cpu_s: CPU time of all together.
+        peak_mib: their memory at the moment when it was largest.
+        processes: most of them at once.
+    """
+
+    cpu_s: float
+    peak_mib: float
+    processes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
     """One player: one arm on one trace; a failed one keeps the chunks it finished.
 
@@ -213,6 +243,8 @@ class SessionRecord:
         player: what played: ``headless``, or ``dashjs`` in a browser.
         starved_s: the picture stood still though there was video to play, because the machine was
             too busy to decode it; in no chunk's ``rebuffer_s``.
+        browser: what Chromium used from the session's begin to its last chunk; None without one.
+        latency_s: mean over the chunks of ``ChunkRecord.latency_s``; None on demand.
     """
 
     arm: str
@@ -234,6 +266,8 @@ class SessionRecord:
     capture: CaptureRecord | None = None
     player: str = "headless"
     starved_s: float = 0.0
+    browser: ProcessRecord | None = None
+    latency_s: float | None = None
 
     @property
     def bottleneck(self) -> tuple[str, str]:

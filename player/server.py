@@ -3,7 +3,8 @@
 Byte ranges follow RFC 9110, section 14; CORS follows the Fetch standard, so that a browser page of
 another origin plays from here; CMCD (CTA-5004) is read from query and headers and logged. Bodies
 go out in small pieces over a socket that holds back little, so that the server's idea of "sent"
-stays close to what the client has.
+stays close to what the client has. Below ``/live/start_UNIX_SECONDS`` every video is an event that
+began then: a chunk answers 404, with ``Retry-After``, until it has been filmed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import math
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +25,8 @@ from tornado import httpserver, iostream, web
 
 from player import cmcd, mpd, tiled_mpd
 from player.content import ContentPack, Segment
+from player.live import available_s, parse_start
+from player.live_mpd import LiveEvent
 from player.sockets import ServerAddressError, base_url, listening_socket
 from player.tiled_content import tile_segment
 from player.tiled_video import TiledVideo, write_tile_sizes
@@ -53,6 +58,7 @@ JSON_TYPE = "application/json"
 INIT_TYPE = "video/mp4"
 MEDIA_TYPE = "video/iso.segment"
 
+_EVENT = r"(?:/live/([^/]+))?"
 _VIDEO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 _ALLOWED_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -92,6 +98,10 @@ class HostedVideo:
     def manifest(self) -> bytes:
         """The MPD."""
         return mpd.write_mpd(self.video, self.content)
+
+    def live_manifest(self, event: LiveEvent) -> bytes:
+        """The MPD of an event that is made of the video."""
+        return mpd.write_mpd(self.video, self.content, event=event)
 
     @cached_property
     def sizes(self) -> bytes:
@@ -154,6 +164,8 @@ def make_application(
 ) -> web.Application:
     """The Tornado application that serves ``/NAME/manifest.mpd`` and what that refers to.
 
+    Below ``/live/start_UNIX_SECONDS`` there are the same names, see :mod:`player.live`.
+
     Args:
         videos: by the name in the path: letters, digits, dots, dashes, underscores.
         on_request: is told every request once it is over.
@@ -167,10 +179,10 @@ def make_application(
     shared = {"videos": dict(videos), "on_request": on_request}
     return web.Application(
         [
-            (r"/([^/]+)/manifest\.mpd", _ManifestHandler, shared),
-            (r"/([^/]+)/sizes\.json", _SizesHandler, shared),
-            (r"/([^/]+)/init-([0-9]{1,4})\.mp4", _InitHandler, shared),
-            (r"/([^/]+)/chunk-([0-9]{1,4})-([0-9]{1,9})\.m4s", _MediaHandler, shared),
+            (_EVENT + r"/([^/]+)/manifest\.mpd", _ManifestHandler, shared),
+            (_EVENT + r"/([^/]+)/sizes\.json", _SizesHandler, shared),
+            (_EVENT + r"/([^/]+)/init-([0-9]{1,4})\.mp4", _InitHandler, shared),
+            (_EVENT + r"/([^/]+)/chunk-([0-9]{1,4})-([0-9]{1,9})\.m4s", _MediaHandler, shared),
             (r"/([^/]+)/tile-([0-9]{1,5})-([0-9]{1,4})-([0-9]{1,9})\.m4s", _TileHandler, shared),
         ],
         default_handler_class=_MissingHandler,
@@ -251,6 +263,12 @@ class _RangeNotSatisfiable(web.HTTPError):
         self.size_bytes = size_bytes
 
 
+class _NotFilmedYet(web.HTTPError):
+    def __init__(self, left_s: float) -> None:
+        super().__init__(404)
+        self.left_s = left_s
+
+
 class _Handler(web.RequestHandler):
     """Common to all: headers, ranges, pieces, log."""
 
@@ -274,6 +292,20 @@ class _Handler(web.RequestHandler):
         if not isinstance(hosted, HostedVideo):
             raise web.HTTPError(404)
         return hosted
+
+    def live_event(self, folder: str | None) -> LiveEvent | None:
+        """The event that a folder of the path names, None without one."""
+        if folder is None:
+            return None
+        start_s = parse_start(folder)
+        if start_s is None:
+            raise web.HTTPError(404)
+        try:
+            delay = self.get_query_argument("delay_s", None)
+            delay_s = None if delay is None else float(delay)
+            return LiveEvent(start_s=start_s, now_s=time.time(), delay_s=delay_s)
+        except ValueError:
+            raise web.HTTPError(404) from None
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -345,6 +377,8 @@ class _Handler(web.RequestHandler):
             self.set_header("Allow", ", ".join(_ALLOWED_METHODS))
         if isinstance(error, _RangeNotSatisfiable):
             self.set_header("Content-Range", f"bytes */{error.size_bytes}")
+        if isinstance(error, _NotFilmedYet):
+            self.set_header("Retry-After", str(math.ceil(error.left_s)))
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         message = f"{status_code} {http.HTTPStatus(status_code).phrase}\n".encode()
         self.set_header("Content-Length", str(len(message)))
@@ -385,21 +419,29 @@ class _Handler(web.RequestHandler):
 
 
 class _ManifestHandler(_Handler):
-    async def get(self, name: str) -> None:
-        await self.send_body(mpd.MIME_TYPE, self.hosted(name).manifest)
+    async def get(self, folder: str | None, name: str) -> None:
+        event = self.live_event(folder)
+        body = (
+            self.hosted(name).manifest
+            if event is None
+            else self.hosted_video(name).live_manifest(event)
+        )
+        await self.send_body(mpd.MIME_TYPE, body)
 
     head = get
 
 
 class _SizesHandler(_Handler):
-    async def get(self, name: str) -> None:
-        await self.send_body(JSON_TYPE, self.hosted(name).sizes)
+    async def get(self, folder: str | None, name: str) -> None:
+        hosted = self.hosted(name) if self.live_event(folder) is None else self.hosted_video(name)
+        await self.send_body(JSON_TYPE, hosted.sizes)
 
     head = get
 
 
 class _InitHandler(_Handler):
-    async def get(self, name: str, level: str) -> None:
+    async def get(self, folder: str | None, name: str, level: str) -> None:
+        self.live_event(folder)
         hosted = self.hosted_video(name)
         if str(int(level)) != level or int(level) >= hosted.video.levels:
             raise web.HTTPError(404)
@@ -409,13 +451,18 @@ class _InitHandler(_Handler):
 
 
 class _MediaHandler(_Handler):
-    async def get(self, name: str, level_text: str, number_text: str) -> None:
+    async def get(self, folder: str | None, name: str, level_text: str, number_text: str) -> None:
+        event = self.live_event(folder)
         hosted = self.hosted_video(name)
         level, chunk = int(level_text), int(number_text) - mpd.FIRST_NUMBER
         if level >= hosted.video.levels or not 0 <= chunk < hosted.video.chunks:
             raise web.HTTPError(404)
         if mpd.media_name(level, chunk) != f"chunk-{level_text}-{number_text}.m4s":
             raise web.HTTPError(404)  # leading zeros
+        if event is not None:
+            filmed_s = event.start_s + available_s(chunk, hosted.video.chunk_s)
+            if event.now_s < filmed_s:
+                raise _NotFilmedYet(filmed_s - event.now_s)
         size_bytes = hosted.video.sizes_bytes[chunk][level]
         await self.send_body(MEDIA_TYPE, hosted.content.segment(chunk, level, size_bytes))
 

@@ -122,8 +122,9 @@ class Sessions:
             past_chunks: K, in the arrays of :class:`Observations`.
 
         Raises:
-            ValueError: a link that is not in the table, starts that do not fit the links, or a
-                number that is too small; the message names it.
+            ValueError: a link that is not in the table, starts that do not fit the links, a number
+                that is too small, or a player that does what this one does not; the message names
+                it.
             InvalidDecision: the first level is off the ladder.
         """
         self._video, self._links = video, links
@@ -134,6 +135,9 @@ class Sessions:
             raise ValueError(f"decision_s must be at least 0 and finite, not {decision_s}")
         if not self._config.wait_step_s > 0:
             raise ValueError(f"wait_step_s must be above 0, not {self._config.wait_step_s}")
+        for name in ("live", "abandonment"):
+            if getattr(self._config, name) is not None:
+                raise ValueError(f"{name}: only sessions one by one have it (player.simulated)")
         self._decision_s, self._past_chunks = decision_s, past_chunks
         self._link_index = _checked_links(link_index, len(links))
         self._position_s = _checked_starts(start_s, self._link_index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -11,15 +12,18 @@ import pydantic
 from player.content import load_pack
 from player.headless import play_headless
 from player.qoe import session_qoe
-from player.records import ChunkRecord, SessionRecord
+from player.records import ChunkRecord, ProcessRecord, SessionRecord, mean_latency_s
 from player.server import HostedVideo
 from player.video import Video
 from testbed.abr_experiment import AbrPlan, abr_experiment
 from testbed.browser_emulation import play_with_dashjs
 from testbed.emulated_task import Played, Seat, Shared
 from testbed.experiment_base import Experiment
+from testbed.experiment_sections import PlayerKind
 from testbed.sessions import Session
 
+#: Time from the start of a player's process until it must be ready to join a live event.
+LIVE_SETUP_S: Mapping[PlayerKind, float] = MappingProxyType({"headless": 8.0, "dashjs": 30.0})
 _VIDEO = pydantic.TypeAdapter(Video)
 
 
@@ -59,6 +63,16 @@ class AbrEmulation:
         """The video with its content."""
         return HostedVideo(plan.video, load_pack(plan.video.levels_kbps, plan.video.chunk_s))
 
+    def live_start_s(
+        self, plan: AbrPlan, sessions: Sequence[Session], now_s: float
+    ) -> float | None:
+        """As old as the target latency when the slowest kind of player has had its set-up."""
+        experiment = plan.experiment
+        if experiment.player.live is None:
+            return None
+        setup_s = max(LIVE_SETUP_S[experiment.player_of(session.arm)] for session in sessions)
+        return now_s + setup_s - experiment.player.live.target_latency_s
+
     async def play(self, plan: AbrPlan, session: Session, seat: Seat) -> float:
         """Streams the video."""
         if plan.experiment.player_of(session.arm) == "dashjs":
@@ -72,6 +86,7 @@ class AbrEmulation:
             limits=seat.limits,
             before_start=seat.before_start,
             on_chunk=seat.on_chunk,
+            live_start_s=seat.live_start_s,
         )
         return played.wall_s
 
@@ -102,7 +117,15 @@ class AbrEmulation:
             capture=played.capture,
             player=plan.experiment.player_of(session.arm),
             starved_s=played.figures.get("starved_s", 0.0),
+            browser=_browser(played),
+            latency_s=mean_latency_s(chunks),
         )
+
+
+def _browser(played: Played) -> ProcessRecord | None:
+    """What the player's browser used, where it had one."""
+    told = played.figures.get("browser")
+    return None if told is None else ProcessRecord(**told)
 
 
 def _startup_s(played: Played) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from controllers import registry
+from player.abandonment import Abandonment
 from player.browser_parts import BrowserMissing, find_browser
 from player.browser_rules import DASHJS_CONTROLLERS
 from player.machine import PlayerConfig
@@ -39,6 +40,8 @@ class AbrExperiment(Experiment):
             buffer_cap_s=self.player.buffer_cap_s,
             first_level=None if first == "ask" else first,
             qoe=self.qoe,
+            live=self.player.live,
+            abandonment=Abandonment() if self.player.abandon else None,
         )
 
     @property
@@ -50,6 +53,11 @@ class AbrExperiment(Experiment):
     def has_browser(self) -> bool:
         """Whether a browser plays, in some arm at least."""
         return any(self.player_of(arm) == "dashjs" for arm in self.arms)
+
+    @property
+    def has_live_or_abandons(self) -> bool:
+        """Whether sessions do what searches over the known trace do not reckon with."""
+        return self.player.live is not None or self.player.abandon
 
     def player_of(self, arm: ArmConfig) -> PlayerKind:
         """What plays in an arm."""
@@ -65,13 +73,35 @@ class AbrExperiment(Experiment):
         require(self.chunks >= 2, "chunks: at least 2 (chunk 0 is not scored)")
         require(self.player.buffer_cap_s > 0, "player.buffer_cap_s: must be positive")
         require(self.player.chunk_timeout_s > 0, "player.chunk_timeout_s: must be positive")
+        self._check_live()
         for arm in self.arms:
             check_browser_keys(arm, self.player_of(arm), self.driver)
+            require(
+                not self.player.abandon or self.player_of(arm) == "headless",
+                f"player.abandon: the headless player does it alone, and dash.js plays "
+                f"{arm.label!r} of arms",
+            )
             require(
                 self.driver == "simulated"
                 or not self.is_remote(arm)
                 or not registry.needs_future(self.task, arm.controller),
                 f"arms: {arm.label!r} knows the future of the trace; use driver = 'simulated'",
+            )
+
+    def _check_live(self) -> None:
+        live, chunk_s = self.player.live, self.video.chunk_s
+        require(
+            live is None or live.target_latency_s >= chunk_s,
+            f"player.live.target_latency_s: must be at least video.chunk_s, {chunk_s:g} s: a chunk "
+            "is available when all of it has been filmed",
+        )
+        if not self.has_live_or_abandons:
+            return
+        key = "player.abandon" if live is None else "player.live"
+        for arm in self.arms:
+            require(
+                not self.is_remote(arm) or not registry.needs_future(self.task, arm.controller),
+                f"{key}: {arm.label!r} of arms plans for sessions without it",
             )
 
 

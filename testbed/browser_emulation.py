@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -45,6 +46,7 @@ async def play_with_dashjs(plan: AbrPlan, session: Session, seat: Seat) -> float
         player=experiment.player_config,
         chunk_timeout_s=seat.limits.chunk_s,
         link_mbps=seconds_mbps(session.trace, session.start_s),
+        live_start_s=seat.live_start_s,
     )
     played = await play_in_browser(
         find_browser(),
@@ -54,7 +56,13 @@ async def play_with_dashjs(plan: AbrPlan, session: Session, seat: Seat) -> float
         before_start=seat.before_start,
         on_chunk=seat.on_chunk,
     )
-    seat.on_figures({"startup_s": played.startup_s, "starved_s": played.starved_s})
+    seat.on_figures(
+        {
+            "startup_s": played.startup_s,
+            "starved_s": played.starved_s,
+            "browser": played.usage and dataclasses.asdict(played.usage),
+        }
+    )
     return played.wall_s
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from player.records import SessionRecord
 from testbed.report_elements import PERCENT, Table, interval_cell
 from testbed.results import Results, mean_bitrate_kbps, stall_s
 from testbed.statistics import mean, paired_delta_ci
@@ -46,6 +47,16 @@ def _arms(run: Results) -> Iterator[tuple[str, str, str]]:
             and label in (arm.get("name"), controller, f"{controller}-{arm.get('player')}")
         ]
         yield label, controller, json.dumps(options[0] if options else {}, sort_keys=True)
+
+
+def browser_use(rows: Sequence[SessionRecord]) -> str:
+    """What the browsers of some sessions used, for a line of facts; empty where none played."""
+    used = [(row.browser, row.wall_s) for row in rows if row.browser is not None and row.wall_s]
+    if not used:
+        return ""
+    cores = mean([browser.cpu_s / wall_s for browser, wall_s in used])
+    peak_mib = max(browser.peak_mib for browser, _ in used)
+    return f"{fixed(cores, 2)} cores, at most {fixed(peak_mib, 0)} MiB"
 
 
 def player_table(run: Results) -> Table:

@@ -1,4 +1,4 @@
-"""``testbed watch``: play in your own browser, behind the emulated link."""
+"""``testbed watch``: play in your own browser, behind the emulated link or paced."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from testbed.abr_experiment import abr_plan
-from testbed.console import data_folder, printed
+from testbed.console import data_folder, errors, printed
 from testbed.experiment import plan_experiment, read_experiment
-from testbed.sessions import Session
-from testbed.watch import watch
+from testbed.watch import Watched, watch
 
 
 def watch_experiment(
@@ -31,11 +30,19 @@ def watch_experiment(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, such as link.delay_ms=20."),
     ] = None,
 ) -> None:
-    """Plays in your own browser over the experiment's link; its controllers are in a menu."""
+    """Plays in your own browser over the experiment's link; its controllers are in a menu.
 
-    def say(url: str, session: Session) -> None:
-        printed.print(f"Open {url}", soft_wrap=True)
-        printed.print(f"The link replays {session.trace.name}; end with Ctrl-C.", soft_wrap=True)
+    Where no sandbox can be made there is no link: the media are only paced, and it says so.
+    """
+
+    def say(watched: Watched) -> None:
+        name = watched.session.trace.name
+        does = f"The link replays {name}"
+        if watched.no_link is not None:
+            errors.print(f"no sandbox can be made: {watched.no_link}", style="red", soft_wrap=True)
+            does = f"Paced, not emulated: the media keep to the rate of {name}, without a link"
+        printed.print(f"Open {watched.url}", soft_wrap=True)
+        printed.print(f"{does}; end with Ctrl-C.", soft_wrap=True)
 
     plan = plan_experiment(
         read_experiment(experiment, overrides=overrides or (), driver="emulated"),

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -57,13 +58,15 @@ class Players:
 
     def __enter__(self) -> Players:
         """Starts the processes."""
+        sessions = [played.session for played in self.played]
+        live_start_s = self._task.live_start_s(self._plan, sessions, time.time())
         with contextlib.ExitStack() as theirs_only:
             for played in self.played:
                 ours, theirs = socket.socketpair()
                 theirs_only.enter_context(theirs)
                 self._cleanup.enter_context(ours)
                 host = self._network.clients[played.session.client]
-                job = (self._plan, played.session, self._network, theirs, ours)
+                job = (self._plan, played.session, self._network, live_start_s, theirs, ours)
                 self._cleanup.enter_context(fork_into(host.pid, run_player, *job))
                 self._ends[ours] = played
         return self
@@ -144,6 +147,7 @@ def run_player(
     plan: StreamPlan,
     session: Session,
     network: SessionNetwork,
+    live_start_s: float | None,
     end: socket.socket,
     other_end: socket.socket,
 ) -> None:
@@ -154,7 +158,7 @@ def run_player(
         end.sendall(json.dumps(message).encode() + b"\n")
 
     try:
-        wall_s = asyncio.run(_play(plan, session, network, end, tell))
+        wall_s = asyncio.run(_play(plan, session, network, live_start_s, end, tell))
     except Exception as error:  # told to the session's process, whatever it is
         tell(error=f"{type(error).__name__}: {error}")
     else:
@@ -165,6 +169,7 @@ async def _play(
     plan: StreamPlan,
     session: Session,
     network: SessionNetwork,
+    live_start_s: float | None,
     end: socket.socket,
     tell: Callable[..., None],
 ) -> float:
@@ -201,6 +206,7 @@ async def _play(
                     chunk_s=settings.chunk_timeout_s,
                     decision_s=settings.decision_timeout_s + DECISION_GRACE_S,
                 ),
+                live_start_s=live_start_s,
                 before_start=start_together,
                 on_chunk=lambda chunk: tell(chunk=dataclasses.asdict(chunk)),
                 on_figures=lambda figures: tell(figures=figures),

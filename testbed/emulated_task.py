@@ -26,6 +26,8 @@ class Seat:
         decision_timeout_s: longest wait for its answer; ``ask`` has it already.
         fallback: decides when that does not answer; None ends the session then.
         limits: longest waits.
+        live_start_s: when the live event begins that all behind the bottleneck join together (Unix
+            seconds); None: the video is all there.
         before_start: is awaited right before the session's clock starts.
         on_chunk: is told the record of every chunk.
         on_figures: is told what else the task's record needs, as JSON values.
@@ -38,6 +40,7 @@ class Seat:
     decision_timeout_s: float
     fallback: Callable[[Any], Any] | None
     limits: Limits
+    live_start_s: float | None
     before_start: Callable[[], Awaitable[None]]
     on_chunk: Callable[[Any], None]
     on_figures: Callable[[Mapping[str, Any]], None]
@@ -105,6 +108,19 @@ class EmulatedTask(Protocol):
 
     def hosted(self, plan: Any, session: Any) -> Hosted:
         """What the media server of a session offers."""
+        ...
+
+    def live_start_s(self, plan: Any, sessions: Sequence[Any], now_s: float) -> float | None:
+        """When the live event of those behind a bottleneck begins, so that all can join in time.
+
+        Args:
+            plan: the experiment.
+            sessions: the players behind the bottleneck.
+            now_s: Unix seconds, before their set-up.
+
+        Returns:
+            Unix seconds; None: nothing is live.
+        """
         ...
 
     async def play(self, plan: Any, session: Any, seat: Seat) -> float:

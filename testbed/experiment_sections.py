@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import pydantic
 
 from player.browser_rules import DASHJS_CONTROLLERS
+from player.live import Live
 from player.trace import Trace
 from player.video import PENSIEVE_CHUNK_S, PENSIEVE_LEVELS_KBPS
 from testbed.links.spec import (
@@ -197,6 +198,8 @@ class PlayerSettings:
         fallback: controller that decides when the asked one does not answer in time; without one
             the session fails.
         chunk_timeout_s: longest wait for one chunk, emulated runs.
+        live: the video is a live event, and how it is followed; None: it is all there.
+        abandon: whether a chunk that takes too long is given up for one of a lower level.
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
@@ -206,6 +209,8 @@ class PlayerSettings:
     decision_timeout_s: float = 5.0
     fallback: str | None = None
     chunk_timeout_s: float = 300.0
+    live: Live | None = None
+    abandon: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

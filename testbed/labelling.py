@@ -102,6 +102,14 @@ class Labeller:
         knows_link = plan.experiment.driver == "simulated"
         if labels.hindsight is not None and not knows_link:
             raise ConfigError("hindsight values need the link model of simulated sessions")
+        if plan.experiment.has_live_or_abandons and (
+            labels.hindsight is not None
+            or (expert is not None and registry.needs_future(task, expert))
+        ):
+            raise ConfigError(
+                "player.live, player.abandon: hindsight values and experts that know the future "
+                "are for sessions without them"
+            )
         if expert is not None and registry.needs_future(task, expert) and not knows_link:
             raise ConfigError(f"expert {expert!r} needs the link model of simulated sessions")
         self._plan, self._labels = plan, labels

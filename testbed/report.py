@@ -14,6 +14,7 @@ from types import MappingProxyType
 from markupsafe import Markup
 
 from player.records import SessionRecord
+from testbed.browser_views import browser_use
 from testbed.comparison import compare_runs
 from testbed.plots import Series
 from testbed.report_elements import Cell, counted
@@ -240,9 +241,13 @@ def _session_facts(row: SessionRecord, *, is_shared: bool) -> tuple[tuple[str, s
         ("switch", f"{fixed(mean_switch_kbps(row), 0)} kbit/s"),
         ("start-up", f"{fixed(row.startup_s, 2)} s"),
     ]
+    if row.latency_s is not None:
+        facts.append(("latency", f"{fixed(row.latency_s, 2)} s"))
     fallbacks = sum(chunk.fallback for chunk in row.chunks)
     if fallbacks:
         facts.append(("fallbacks", str(fallbacks)))
     if row.link.wire_nmae_1s is not None:
         facts.append(("wire error", f"{fixed(row.link.wire_nmae_1s * 100, 2)} %"))
+    if row.browser is not None:
+        facts.append(("Chromium", browser_use([row])))
     return tuple(facts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from testbed import plots
+from testbed.browser_views import browser_use
 from testbed.plots import Parts, Series
 from testbed.report_elements import (
     PERCENT,
@@ -45,6 +46,9 @@ COLUMNS = (
 )
 
 
+LIVE_COLUMNS = (*COLUMNS, "latency s")
+
+
 def run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
     """Everything the report says about one run; ``colours`` has a number per arm."""
     summary = summarize(run)
@@ -57,7 +61,9 @@ def run_view(run: Results, label: str, colours: Mapping[str, int]) -> RunView:
         label=label,
         facts=_facts(run),
         headline=_headline(summary),
-        arm_tables=(ArmTable(COLUMNS, _arm_rows(summary, colours)),),
+        arm_tables=(
+            ArmTable(LIVE_COLUMNS if run.is_live else COLUMNS, _arm_rows(summary, colours)),
+        ),
         figures=_figures(run, summary, estimates, colours),
         link=link,
         tables=network_tables(run, summary),
@@ -82,6 +88,7 @@ def _facts(run: Results) -> Facts:
             ("video", str(experiment.get("video", {}).get("sizes", ""))),
             ("chunks", str(chunks)),
             ("sessions", f"{len(run.sessions)}, {len(run.failed)} failed"),
+            ("Chromium", browser_use(run.sessions)),
             *network_facts(experiment, run.driver, [row.link.backend for row in run.sessions]),
             *machine_facts(experiment, run.environment),
         )
@@ -121,6 +128,7 @@ def _arm_rows(summary: Mapping[str, Any], colours: Mapping[str, int]) -> tuple[A
     for arm in arms:
         qoe, decision = arm["qoe_per_chunk"], arm["decision_ms"]
         stalled = scaled(arm["rebuffer_ratio"], PERCENT)
+        latency = arm.get("latency_s")
         table.append(
             [
                 Entry(fixed(qoe["mean"], 3), qoe["mean"], 1),
@@ -133,6 +141,11 @@ def _arm_rows(summary: Mapping[str, Any], colours: Mapping[str, int]) -> tuple[A
                 Entry(significant(decision["p99"])),
                 Entry(str(arm["fallbacks"])),
                 Entry(f"{arm['failed']} of {arm['sessions']}"),
+                *(
+                    []
+                    if latency is None
+                    else [Entry(fixed(latency["mean"], 2), latency["mean"], -1)]
+                ),
             ]
         )
     return arm_rows([arm["arm"] for arm in arms], table, colours)
@@ -144,7 +157,7 @@ def _figures(
     estimates: Mapping[str, Estimate],
     colours: Mapping[str, int],
 ) -> tuple[Figure, ...]:
-    qoe = _series(run, colours)
+    qoe = _series(run, {arm: run.qoe_of_arm(arm) for arm in run.arms}, colours)
     decisions = [
         Series(arm, colours[arm], [ms for row in run.of_arm(arm) for ms in decisions_ms(row)])
         for arm in run.arms
@@ -162,6 +175,7 @@ def _figures(
             plots.strips(qoe, [estimates[arm] for arm in run.arms], "QoE per chunk"),
             "One dot per trace; above it the mean with its 95 % interval.",
         ),
+        *([_latency(run, summary, colours)] if run.is_live else []),
         Figure(
             "Paired differences",
             plots.forest(pairs, "difference of QoE per chunk"),
@@ -201,13 +215,27 @@ def _figures(
     )
 
 
-def _series(run: Results, colours: Mapping[str, int]) -> list[Series]:
-    """QoE of each arm, trace by trace."""
+def _latency(run: Results, summary: Mapping[str, Any], colours: Mapping[str, int]) -> Figure:
+    latencies = {arm: run.latency_of_arm(arm) for arm in run.arms}
+    means = [estimate_of(len(latencies[arm["arm"]]), arm["latency_s"]) for arm in summary["arms"]]
+    target_s = run.experiment.get("player", {}).get("live", {}).get("target_latency_s")
+    return Figure(
+        "Latency per session",
+        plots.strips(
+            _series(run, latencies, colours), means, "seconds behind the live event", mark=target_s
+        ),
+        "Mean over the arrivals of a session's chunks. The line is what the player aims at.",
+    )
+
+
+def _series(
+    run: Results, values: Mapping[str, Mapping[str, float]], colours: Mapping[str, int]
+) -> list[Series]:
+    """Values of each arm, trace by trace."""
     series = []
     for arm in run.arms:
-        qoe = run.qoe_of_arm(arm)
-        titles = [f"{trace}\n{fixed(value, 3)}" for trace, value in qoe.items()]
-        series.append(Series(arm, colours[arm], list(qoe.values()), titles=titles))
+        titles = [f"{trace}\n{fixed(value, 3)}" for trace, value in values[arm].items()]
+        series.append(Series(arm, colours[arm], list(values[arm].values()), titles=titles))
     return series
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -83,11 +83,17 @@ class Results:
         Players of one arm on one trace shared its bottleneck, so together they are one observation:
         their mean.
         """
-        found: dict[str, list[float]] = {}
-        for row in self.of_arm(arm):
-            if row.qoe_per_chunk is not None:
-                found.setdefault(row.trace, []).append(row.qoe_per_chunk)
-        return {trace: sum(values) / len(values) for trace, values in found.items()}
+        return _means_by_trace((row.trace, row.qoe_per_chunk) for row in self.of_arm(arm))
+
+    def latency_of_arm(self, arm: str) -> dict[str, float]:
+        """Seconds behind the live event by trace, likewise; empty on demand."""
+        return _means_by_trace((row.trace, row.latency_s) for row in self.of_arm(arm))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the sessions followed live events."""
+        asked = self.experiment.get("player", {}).get("live")
+        return asked is not None or any(row.latency_s is not None for row in self.sessions)
 
     @property
     def failed(self) -> tuple[SessionRecord, ...]:
@@ -98,6 +104,14 @@ class Results:
     def trace_names(self) -> tuple[str, ...]:
         """Names of the traces that were played, sorted."""
         return tuple(sorted({row.trace for row in self.sessions}))
+
+
+def _means_by_trace(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for trace, value in values:
+        if value is not None:
+            found.setdefault(trace, []).append(value)
+    return {trace: sum(some) / len(some) for trace, some in found.items()}
 
 
 def read_results(folder: Path) -> Results:
@@ -260,6 +274,7 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
     decisions = [value for row in rows for value in decisions_ms(row)]
     startups = [row.startup_s for row in rows if row.startup_s is not None]
     qoe = mean_ci(list(results.qoe_of_arm(arm).values()))
+    latency = mean_ci(list(results.latency_of_arm(arm).values()))
     return {
         "arm": arm,
         "sessions": len(everything),
@@ -272,7 +287,22 @@ def _summarize_arm(results: Results, arm: str) -> dict[str, Any]:
         "decision_ms": {"p50": percentile(decisions, 50), "p99": percentile(decisions, 99)},
         "fallbacks": sum(chunk.fallback for row in everything for chunk in row.chunks),
         "jain": mean_ci([one.jain for one in shares(rows)]).as_json(),
+        **_abandoned(results, everything),
+        **({"latency_s": latency.as_json()} if results.is_live else {}),
     }
+
+
+def _abandoned(results: Results, rows: Sequence[SessionRecord]) -> dict[str, Any]:
+    """How many requests were given up, where the experiment allows it."""
+    if not results.experiment.get("player", {}).get("abandon"):
+        return {}
+    given_up = [
+        chunk.abandoned_bytes
+        for row in rows
+        for chunk in row.chunks
+        if chunk.abandoned_level is not None
+    ]
+    return {"abandoned": {"chunks": len(given_up), "bytes": sum(given_up)}}
 
 
 def _summarize_pair(

@@ -8,7 +8,7 @@ from controllers import registry
 from player.link_models import LinkModel, PensieveLink, TcpLink
 from player.machine import Player
 from player.qoe import session_qoe
-from player.records import LinkRecord, SessionRecord
+from player.records import LinkRecord, SessionRecord, mean_latency_s
 from player.simulated import DecisionTime, play_simulated
 from testbed.abr_experiment import AbrPlan
 from testbed.experiment_base import Experiment
@@ -66,6 +66,7 @@ class AbrSessionPlayer:
             chunks=player.chunks,
             client=session.client,
             group=session.group,
+            latency_s=mean_latency_s(player.chunks),
         )
 
 

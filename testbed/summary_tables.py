@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ class SummaryTable:
 def summary_table(summary: Mapping[str, Any]) -> SummaryTable:
     """The table for a summary."""
     if summary["task"] == "abr":
-        return _ABR
+        is_live = any("latency_s" in arm for arm in summary["arms"])
+        return _LIVE_ABR if is_live else _ABR
     if summary["task"] == "scheduling":
         return _JOBS
     return _PREDICTIONS if summary["driver"] == "offline" else _VIEWERS
@@ -124,6 +126,9 @@ _ABR = SummaryTable(
     ),
     _rank("qoe_per_chunk", -1.0),
     _of_traces,
+)
+_LIVE_ABR = dataclasses.replace(
+    _ABR, columns=(*_ABR.columns, Column("latency s", _mean("latency_s", "{:.2f}")))
 )
 _PREDICTIONS = SummaryTable(
     (

@@ -234,6 +234,8 @@ def _describe(chunk: ChunkRecord) -> str:
         f"{significant(chunk.throughput_kbps / KBPS_PER_MBPS)} Mbit/s",
         f"buffer {fixed(chunk.buffer_s, 1)} s, QoE {fixed(chunk.qoe, 2)}",
     ]
+    if chunk.latency_s is not None:
+        said.append(f"{fixed(chunk.latency_s, 2)} s behind the event")
     if chunk.decision_s > 0:
         said.append(f"decision {significant(chunk.decision_s * MS_PER_S)} ms")
     if chunk.index > 0 and chunk.rebuffer_s > 0:

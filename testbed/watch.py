@@ -3,12 +3,14 @@
 The port that the browser connects to is a listening socket of this machine's loopback. It is
 handed into the sandbox, to a process in the client host there (a socket belongs to the network
 where it was made, its holder may live in another one). So the browser needs no namespace, and
-everything that it plays has crossed the emulated link all the same.
+everything that it plays has crossed the emulated link all the same. Where no sandbox can be made,
+the media are paced instead, see :mod:`testbed.watch_paced`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import socket
 import tempfile
@@ -24,8 +26,9 @@ from testbed.abr_experiment import AbrPlan
 from testbed.emulated_tasks import EMULATED_TASKS
 from testbed.emulation import emulation_errors, encode_plan
 from testbed.experiment_base import ConfigError
-from testbed.sandbox import run_in_sandbox
+from testbed.sandbox import probe_sandbox, run_in_sandbox
 from testbed.sessions import Session
+from testbed.watch_paced import watch_paced
 
 ENTRY = "testbed.watch_inside:watch"
 #: Not below /dev/shm, which is another one inside the sandbox.
@@ -33,8 +36,23 @@ HANDOVER_FOLDER = "/tmp"  # noqa: S108 (a folder of its own is made in there, fo
 HANDOVER_S = 120.0  # a sandbox is there long before
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watched:
+    """A page that can be opened.
+
+    Attributes:
+        url: its address.
+        session: what it plays.
+        no_link: why the media are paced and no link is emulated; None if one is.
+    """
+
+    url: str
+    session: Session
+    no_link: str | None
+
+
 def watch(
-    plan: AbrPlan, *, trace: str | None, port: int, on_ready: Callable[[str, Session], None]
+    plan: AbrPlan, *, trace: str | None, port: int, on_ready: Callable[[Watched], None]
 ) -> None:
     """Serves the page until interrupted.
 
@@ -42,25 +60,37 @@ def watch(
         plan: names traces, video, link and the controllers to choose from.
         trace: name of the trace that the link replays; None: the first.
         port: of the loopback; 0 takes a free one.
-        on_ready: is told the page's address and the session once it can be opened.
+        on_ready: is told the page once it can be opened.
 
     Raises:
         BrowserMissing: dash.js is not there.
         ConfigError: no such trace, or a controller cannot be made.
         ServerAddressError: the port is taken.
         LinkUnsupported, ShapingError, SandboxError: there is no such link here.
+        PacedPartDied: a process ended that is needed for pacing.
     """
     find_library()
     session = session_on(plan, trace)
     EMULATED_TASKS["abr"].prepare(plan)
-    with listening_socket(LOOPBACK, port) as listener, _handover(listener) as path:
-        url = base_url(listener)
+    with listening_socket(LOOPBACK, port) as listener:
+        probe = probe_sandbox()
+        watched = Watched(base_url(listener), session, None if probe.mode else probe.reason)
+        if watched.no_link is None:
+            _watch_behind_a_link(plan, listener, watched, on_ready)
+        else:
+            alone = dataclasses.replace(plan, sessions=(session,))
+            watch_paced(alone, listener, lambda: on_ready(watched))
 
-        def told(message: dict[str, Any]) -> None:
-            if message.get("kind") == "ready":
-                on_ready(url, session)
 
-        job = {"plan": encode_plan(plan, [session], jobs=1), "handover": str(path)}
+def _watch_behind_a_link(
+    plan: AbrPlan, listener: socket.socket, watched: Watched, on_ready: Callable[[Watched], None]
+) -> None:
+    def told(message: dict[str, Any]) -> None:
+        if message.get("kind") == "ready":
+            on_ready(watched)
+
+    with _handover(listener) as path:
+        job = {"plan": encode_plan(plan, [watched.session], jobs=1), "handover": str(path)}
         with emulation_errors():
             run_in_sandbox(ENTRY, job, on_message=told)
 

@@ -15,6 +15,9 @@ SOURCES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*
 #: Logic without a clock, a socket or a file: time is an argument.
 PURE = (
     "player/machine.py",
+    "player/abandonment.py",
+    "player/live.py",
+    "player/live_playhead.py",
     "player/observation.py",
     "player/qoe.py",
     "player/link_models.py",

@@ -4,7 +4,9 @@ import { Chart } from "./charts.js";
 import { Streaming } from "./streaming.js";
 
 const MS_PER_S = 1000;
+const LATE_S = 0.5; // later than this a session has not begun at its live event's target latency
 const KBPS_PER_MBPS = 1000;
+const ALL_IN = "all chunks are in";
 // Drawing costs time that a measured session needs; nobody looks at an automated browser.
 const REDRAW_MS = navigator.webdriver ? 2000 : 250;
 
@@ -33,6 +35,26 @@ function failed(error) {
   tell({ kind: "error", name: error.name, message: error.message });
 }
 
+// Waits until a live event is as old as the session is to stay behind it.
+async function join(event) {
+  const leftS = event.joinsInS();
+  if (leftS > 0) await new Promise((resolve) => setTimeout(resolve, leftS * MS_PER_S));
+}
+
+function checkJoined(event) {
+  const lateS = -event.joinsInS();
+  if (lateS <= LATE_S) return;
+  throw new Error(`dash.js was set up ${lateS.toFixed(2)} s too late to join the live event`);
+}
+
+// Fails once it is too late, where checkJoined is not come to.
+function watchJoin(streaming) {
+  const { event } = streaming;
+  if (!event.isLive) return;
+  const late = () => streaming.isReady || streaming.fail(new Error("dash.js was not set up in time"));
+  setTimeout(late, (event.joinsInS() + LATE_S) * MS_PER_S);
+}
+
 class View {
   constructor(config) {
     this.config = config;
@@ -49,20 +71,23 @@ class View {
       level: new Chart(charts, "Chosen bitrate", "kbit/s", [{ colour: "level", steps: true }]),
       buffer: new Chart(charts, "Buffer", "s", [{ colour: "buffer", area: true }]),
       rate: new Chart(charts, "Throughput", "Mbit/s", [
-        { name: config.link_mbps.length ? "link" : "", colour: "asked", dashed: true, steps: true },
+        { name: config.link_mbps.length ? "trace" : "", colour: "asked", dashed: true, steps: true },
         { name: "delivered", colour: "delivered" },
       ]),
     };
   }
 
-  arrived(chunk) {
-    const { levels_kbps } = this.config.video;
+  arrived(chunk, { beganS, arrivedS, arrivedBufferS }) {
+    const { levels_kbps, chunk_s } = this.config.video;
     const kbps = levels_kbps[chunk.level];
     const fromS = chunk.requested_s;
     const untilS = fromS + chunk.download_s;
     const mbps = (chunk.size_bytes * 8) / 1e6 / chunk.download_s;
     this.levels.push([fromS, kbps]);
     this.delivered.push([fromS, mbps], [untilS, mbps]);
+    // The buffer jumps here; between two of these it is looked at whenever the charts are drawn.
+    const inS = arrivedS - beganS;
+    this.buffers.push([inS, Math.max(arrivedBufferS - chunk_s, 0)], [inS, arrivedBufferS]);
     if (chunk.fallback) this.fallbacks.push([fromS, kbps]);
     if (chunk.index > 0) {
       const { rebuffer, switch: change } = this.config.qoe;
@@ -93,7 +118,8 @@ class View {
   }
 
   facts(streaming, bufferS) {
-    const { session, arm } = streaming;
+    const { session, event, arm } = streaming;
+    const latencyS = event.latencyS(video.currentTime);
     const last = session.chunks.at(-1);
     const mean = this.qoes.reduce((sum, qoe) => sum + qoe, 0) / this.qoes.length;
     const shown = {
@@ -104,6 +130,7 @@ class View {
       "QoE / chunk": this.qoes.length ? mean.toFixed(2) : "–",
       "Start-up": session.startupS === null ? "–" : `${session.startupS.toFixed(2)} s`,
       Stalled: `${session.stallS(nowS()).toFixed(2)} s`,
+      ...(event.isLive ? { Latency: `${latencyS.toFixed(2)} s` } : {}),
       Decision: last ? `${(last.decision_s * MS_PER_S).toFixed(1)} ms` : "–",
       Fallbacks: String(this.fallbacks.length),
     };
@@ -138,30 +165,35 @@ async function main() {
   const view = new View(config);
   let redraw = 0;
   document.title = $("title").textContent = config.title;
+  $("remark").hidden = !config.remark;
+  $("remark").textContent = config.remark;
   const streaming = new Streaming(config, video, {
     ready: async () => {
       tell({ kind: "ready" });
       state("ready");
       await told;
+      await join(streaming.event);
       const answer = await fetch("begin", { method: "POST" });
       if (!answer.ok) throw new Error(`the session was not begun: ${answer.status}`);
+      checkJoined(streaming.event);
       view.linkS = Math.round((await answer.json()).link_s);
       state("starting");
       streaming.begin();
       redraw = setInterval(() => view.draw(streaming), REDRAW_MS);
     },
     startup: (startup_s) => tell({ kind: "startup", startup_s }),
-    arrived: (chunk) => view.arrived(chunk),
+    arrived: (chunk) => view.arrived(chunk, streaming.session),
     chunk: (chunk) => tell({ kind: "chunk", chunk }),
     end: (wall_s) => {
       view.endS = wall_s;
       clearInterval(redraw);
       view.draw(streaming);
-      state("playing", "all chunks are in");
+      state("playing", ALL_IN);
       tell({ kind: "end", wall_s, starved_s: streaming.session.starvedS });
     },
     error: failed,
   });
+  watchJoin(streaming);
   offerArms(config, streaming);
   let stalledS = null;
   video.addEventListener("waiting", () => {
@@ -175,7 +207,7 @@ async function main() {
       view.stalls.push([stalledS - beganS, nowS() - beganS]);
       stalledS = null;
     }
-    if (view.endS === null) state("playing");
+    state("playing", view.endS === null ? undefined : ALL_IN);
   });
   video.addEventListener("ended", () => state("ended"));
 }

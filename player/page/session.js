@@ -23,6 +23,7 @@ export class Session {
     this.countedStallS = 0; // of that, in records already
     this.arrivedS = null;
     this.arrivedBufferS = 0;
+    this.hasWaited = false; // since then, because the next chunk of a live event was not there
   }
 
   get next() {
@@ -68,8 +69,13 @@ export class Session {
     return this.closedStallS + (openS > BLIP_S ? openS : 0);
   }
 
+  // The next chunk is not there yet.
+  waits() {
+    this.hasWaited = true;
+  }
+
   // The player wants the next chunk. Returns the record of the last one, which is complete now
-  // that its wait for the buffer cap is over; null if it was returned before.
+  // that its wait for the buffer cap or the event is over; null if it was returned before.
   ask(nowS) {
     if (this.asked !== null && this.asked.index === this.next) return null;
     this.asked = { index: this.next, decision_s: 0, fallback: false };
@@ -79,7 +85,8 @@ export class Session {
   complete(nowS) {
     const last = this.chunks.at(-1);
     if (last === undefined) return null;
-    if (this.arrivedBufferS > this.config.buffer_cap_s) last.wait_s = nowS - this.arrivedS;
+    const isFull = this.arrivedBufferS > this.config.buffer_cap_s;
+    if (isFull || this.hasWaited) last.wait_s = nowS - this.arrivedS;
     last.buffer_s = Math.max(this.arrivedBufferS - last.wait_s, 0);
     return last;
   }
@@ -117,7 +124,8 @@ export class Session {
   }
 
   // On the network it came from ``fromS`` to ``untilS``; the page learns it ``nowS``.
-  arrived(index, sizeBytes, { fromS, untilS, nowS }, playheadS) {
+  // ``latencyS``: of the playhead behind a live event, null without one.
+  arrived(index, sizeBytes, { fromS, untilS, nowS }, playheadS, latencyS) {
     const { level } = this.request;
     const expected = this.video.sizes_bytes[index][level];
     if (index !== this.next) throw new Error(`chunk ${index} arrived, ${this.next} was to come`);
@@ -138,10 +146,12 @@ export class Session {
       decision_s: this.asked.decision_s,
       fallback: this.asked.fallback,
       wait_s: 0,
+      latency_s: latencyS,
     });
     this.countedStallS = stallS;
     this.arrivedS = nowS;
     this.arrivedBufferS = this.bufferS(playheadS);
+    this.hasWaited = false;
     this.request = null;
     return this.chunks.at(-1);
   }

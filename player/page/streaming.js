@@ -1,6 +1,7 @@
 // dash.js as the player of a session: what it fetches next is the controller's decision.
 
 import { decide } from "./decisions.js";
+import { Event } from "./event.js";
 import { Session } from "./session.js";
 
 const MS_PER_S = 1000;
@@ -34,6 +35,8 @@ export class Streaming {
     this.element = element;
     this.on = on;
     this.session = new Session(config);
+    this.event = new Event(config);
+    this.filmed = null; // timer, until the next chunk is
     this.arm = config.arms[0]; // asked: whom; null: dash.js decides by the arm's rules
     this.isReady = this.begun = false;
     this.failed = false;
@@ -64,9 +67,13 @@ export class Streaming {
     });
     performance.setResourceTimingBufferSize(TIMINGS);
     player.initialize(element, null, false);
-    player.updateSettings(settings(config));
+    player.updateSettings(settings(config, this.event));
     this.use(this.arm);
-    player.attachSource(config.manifest_url);
+    // Before its event begins dash.js waits for two seconds more than it has to.
+    setTimeout(
+      this.guarded(() => player.attachSource(config.manifest_url)),
+      this.event.beginsInS() * MS_PER_S,
+    );
   }
 
   // From the next chunk on another one decides.
@@ -93,6 +100,7 @@ export class Streaming {
       this.on.ready();
     }
     if (!this.begun || this.failed) return true;
+    if (this.waitsForEvent()) return true;
     const { session } = this;
     const complete = session.ask(nowS());
     if (complete !== null) this.on.chunk(complete);
@@ -110,6 +118,16 @@ export class Streaming {
     if (this.decision.level === null) return true;
     const stream = this.player.getActiveStream().getStreamInfo();
     return controller.setPlaybackQuality("video", stream, this.representation(this.decision.level));
+  }
+
+  // Whether the next chunk is not filmed yet; it is looked again when it is.
+  waitsForEvent() {
+    const leftS = this.event.leftS(this.session.next);
+    clearTimeout(this.filmed); // dash.js looks at other times, too
+    if (leftS === 0) return false;
+    this.session.waits();
+    this.filmed = setTimeout(this.guarded(() => this.goOn()), leftS * MS_PER_S);
+    return true;
   }
 
   isFixed(index) {
@@ -156,11 +174,13 @@ export class Streaming {
     if (request.type !== MEDIA) return;
     const { session } = this;
     const [fromS, untilS] = networkTimes(request.url, session.request, atS);
+    const { currentTime } = this.element;
     const arrived = session.arrived(
       request.index,
       request.bytesLoaded,
       { fromS, untilS, nowS: atS },
-      this.element.currentTime,
+      currentTime,
+      this.event.latencyS(currentTime),
     );
     this.on.arrived(arrived);
     if (!session.isOver) return;
@@ -188,7 +208,7 @@ export class Streaming {
   }
 }
 
-function settings(config) {
+function settings(config, event) {
   // dash.js fetches while level + chunk < target, the other players while level <= cap.
   const targetS = config.buffer_cap_s + config.video.chunk_s;
   const noRetries = Object.fromEntries(
@@ -224,6 +244,7 @@ function settings(config) {
       retryAttempts: noRetries, // a failure is told, as by the other players
       scheduling: { defaultTimeout: POLL_MS },
       utcSynchronization: { enabled: false },
+      ...event.settings(),
     },
   };
 }

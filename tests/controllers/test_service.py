@@ -277,6 +277,35 @@ def test_hung_arm_refuses_at_once_when_its_queue_is_full() -> None:
     with_service(test, hung=hung, limits=ServiceLimits(waiting=3))
 
 
+def test_questions_whose_asker_is_gone_never_reach_the_controller() -> None:
+    release = threading.Event()
+    seen: list[int] = []
+
+    def decide(observation: AbrObservation) -> int:
+        seen.append(observation.chunk_index)
+        release.wait(10)
+        return 1
+
+    async def test(ask: Ask) -> str:
+        waiting = [
+            asyncio.create_task(ask("/v1/abr/slow/decide", question(index))) for index in range(4)
+        ]
+        for in_flight in (4, 1):
+            line = f"testbed_in_flight {in_flight}\n"
+            while line not in (await ask("/metrics", method="GET"))[1]:
+                await asyncio.sleep(0.01)
+            for one in waiting[1:]:  # the first keeps the controller busy
+                one.cancel()
+        release.set()
+        assert (await waiting[0])[0] == 200
+        assert (await ask("/v1/abr/slow/decide", question(9)))[0] == 200
+        return str((await ask("/metrics", method="GET"))[1])
+
+    text = with_service(test, slow=Scripted(decide))
+    assert seen == [0, 9]
+    assert 'testbed_requests_total{task="abr",arm="slow",outcome="aborted"} 3' in text
+
+
 def test_broken_controller_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: AbrObservation) -> int:
         raise ZeroDivisionError("oops")

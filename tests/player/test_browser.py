@@ -19,7 +19,7 @@ from player.browser import BrowserFailed, BrowserSession, play_in_browser
 from player.browser_page import FALLBACK_PATH, Asked, PageArm, PageSettings
 from player.browser_parts import BrowserMissing, BrowserParts, find_browser
 from player.browser_records import PageError
-from player.browser_rules import active_rules
+from player.browser_rules import DASHJS_CONTROLLERS, active_rules
 from player.content import load_pack
 from player.machine import PlayerConfig
 from player.observation import AbrObservation
@@ -193,10 +193,11 @@ def test_without_a_fallback_the_session_fails(parts: BrowserParts) -> None:
         play(parts, Controller([2] * 8, dies_at=2), chunks=8)
 
 
-def test_rules_of_dash_js_fetch_every_chunk_once(parts: BrowserParts) -> None:
+@pytest.mark.parametrize("rule", DASHJS_CONTROLLERS)
+def test_rules_of_dash_js_fetch_every_chunk_once(parts: BrowserParts, rule: str) -> None:
     controller = Controller([])
-    played, log = play(parts, controller, chunks=8, rule="dashjs-dynamic")
-    assert Counter(chunk for chunk, _ in fetched(log)) == Counter(range(8))
+    played, log = play(parts, controller, chunks=5, rule=rule)
+    assert Counter(chunk for chunk, _ in fetched(log)) == Counter(range(5))
     assert [(chunk.index, chunk.level) for chunk in played.chunks] == fetched(log)
     assert controller.observations == []
 

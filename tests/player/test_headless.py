@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 
 from player import mpd
+from player.abandonment import Abandonment
 from player.content import ContentPack
-from player.headless import PlayedSession, drive, play_headless
+from player.headless import GoesOn, PlayedSession, drive, play_headless
 from player.link_models import LinkModel, PensieveLink, TcpLink
+from player.live import Live
 from player.machine import Fetch, InvalidDecision, Player, PlayerConfig
 from player.media_http import Limits, PlaybackError
 from player.observation import AbrObservation
 from player.records import ChunkRecord
 from player.server import RequestLogEntry
-from player.simulated import DecisionTime, play_simulated
+from player.simulated import DecisionTime, Moment, give_up, parts_of, play_simulated
 from player.trace import Trace
 from player.video import Video, VideoFormatError, generate_video
 
@@ -60,13 +62,41 @@ class FakeMedia:
         self._position_s += at_s - self.clock_s
         self.clock_s = at_s
 
-    async def fetch(self, command: Fetch, player: Player) -> float:
-        idle_s = self.clock_s - self._last_byte_s
+    async def fetch(self, command: Fetch, player: Player, goes_on: GoesOn) -> float:
+        idle_s, begin = self.clock_s - self._last_byte_s, Moment(self.clock_s, self._position_s)
+        if command.is_watched:
+            parts = parts_of(self._link, command.size_bytes, begin.position_s, idle_s)
+            for part in parts:
+                told_s = begin.now_s + part.after_s
+                if not goes_on(part.received_bytes, told_s):
+                    self.clock_s, self._position_s = give_up(self._link, part, begin, idle_s)
+                    self._last_byte_s = float("-inf")
+                    return told_s
         outcome = self._link.download(command.size_bytes, self._position_s, idle_s=idle_s)
         self.clock_s += float(outcome.download_s)
         self._position_s += float(outcome.moved_s)
         self._last_byte_s = self.clock_s
         return self.clock_s
+
+
+@pytest.mark.parametrize("model", [PensieveLink, lambda trace: TcpLink(trace, delay_s=0.04)])
+def test_both_drivers_give_up_the_same_chunks_of_an_event(
+    model: Callable[[Trace], LinkModel],
+) -> None:
+    video = generate_video("parity", chunks=30, rng=np.random.default_rng(11))
+    trace = Trace("t", np.array([0.0, 20.0, 40.0]), np.array([6.0, 6.0, 0.7]))
+    config = PlayerConfig(live=Live(target_latency_s=9.0), abandonment=Abandonment())
+    simulated, driven = Player(video, config), Player(video, config)
+    simulated_s = play_simulated(simulated, model(trace), lambda _: 4)
+    media = FakeMedia(model(trace), start_s=0.0)
+
+    async def ask(_: AbrObservation) -> int:
+        return 4
+
+    driven_s = asyncio.run(drive(driven, media, ask))
+    assert driven.chunks == simulated.chunks
+    assert driven_s == simulated_s
+    assert {chunk.abandoned_level for chunk in driven.chunks} == {None, 4}
 
 
 @pytest.mark.parametrize("choose", [climb, buffer_based])

@@ -159,7 +159,7 @@ BILLION_LAUGHS = b"""<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "lol">
         (b"<MPD", "not XML"),
         (b'<?xml version="1.0" encoding="nonsense"?><MPD/>', "not XML"),
         (b"<MPD/>", "root element"),
-        (b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="dynamic"/>', "dynamic"),
+        (b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="dynamic"/>', "Period"),
         (b'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"/>', "Period"),
         (b" " * (2**20 + 1), "bytes"),
     ],

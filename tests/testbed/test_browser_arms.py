@@ -22,7 +22,7 @@ from testbed.links.spec import constant_trace
 from testbed.results import Results
 from testbed.sandbox import run_in_sandbox
 from testbed.watch import session_on
-from testbed.watch_inside import page_settings
+from testbed.watch_gateway import page_settings
 
 PICTURES = Path(__file__).parent.parent.parent / "results" / "pictures"
 

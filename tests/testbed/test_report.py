@@ -200,6 +200,19 @@ def test_it_says_what_was_run_and_who_won(tmp_path: Path) -> None:
         assert text in page
 
 
+def test_latency_is_shown_of_live_runs_only(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    assert "latency" not in build_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    path = tmp_path / "run" / "sessions.jsonl"
+    rows = path.read_text().replace('"latency_s": null', '"latency_s": 8.25')
+    path.write_text(rows)
+    with (tmp_path / "run" / "experiment.toml").open("a") as experiment:
+        experiment.write("[player.live]\ntarget_latency_s = 8.0\n")
+    page = build_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    for text in ("latency s", "Latency per session", "8.25 s behind the event"):
+        assert text in page
+
+
 def test_a_link_that_was_never_busy_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "emulated")
     for name, changes in (("sessions", ("0.004", "null")), ("link", ("true", "false"))):

@@ -18,6 +18,7 @@ from testbed.results import (
     read_sessions,
     write_summary,
 )
+from testbed.summary_tables import summary_table
 
 LADDER_KBPS = (300.0, 750.0, 1200.0, 1850.0, 2850.0, 4300.0)
 
@@ -144,6 +145,25 @@ def test_golden_summary(tmp_path: Path) -> None:
         "sessions.jsonl",
         "summary.json",
     ]
+
+
+def test_only_live_sessions_have_a_latency(tmp_path: Path) -> None:
+    rows = [
+        dataclasses.replace(session("a", "t1"), latency_s=8.2),
+        dataclasses.replace(session("a", "t2"), latency_s=9.0),
+        session("b", "t1", status="failed"),
+    ]
+    write_sessions(tmp_path, rows)
+    a, b = write_summary(tmp_path)["arms"]
+    assert a["latency_s"]["mean"] == pytest.approx(8.6)
+    assert a["latency_s"]["ci95"] == [pytest.approx(8.2), pytest.approx(9.0)]
+    assert b["latency_s"] == {"mean": None, "ci95": None}
+    shown = summary_table(write_summary(tmp_path)).columns[-1]
+    assert (shown.heading, shown.cell(a), shown.cell(b)) == ("latency s", "8.60", "–")
+    write_sessions(tmp_path, [session("a", "t1")])
+    summary = write_summary(tmp_path)
+    assert "latency_s" not in summary["arms"][0]
+    assert summary_table(summary).columns[-1].heading != "latency s"
 
 
 def test_every_pair_of_arms_is_compared_by_trace(tmp_path: Path) -> None:
