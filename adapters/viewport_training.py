@@ -90,7 +90,7 @@ def train_viewport(
     backbone: str = NO_BACKBONE,
     config: ViewportTraining | None = None,
     model: ViewportModelConfig | None = None,
-    start_from: str | None = None,
+    start_from: Sequence[str] = (),
     data: Mapping[str, Any] | None = None,
     command: str = "",
     resume: bool = False,
@@ -104,7 +104,7 @@ def train_viewport(
         backbone: name or path of the frozen language model; ``none``: networks alone.
         config: how to train.
         model: shape; by default that of ``start_from``, if there is one.
-        start_from: checkpoint whose networks this begins with.
+        start_from: checkpoints whose networks this begins with, all of them together.
         data: where the recordings come from, for the card.
         command: the command that started this, for the card.
         resume: go on from ``training-state`` if there is one.
@@ -124,12 +124,13 @@ def train_viewport(
     split = split_recordings(recordings, settings.hold_out, np.random.default_rng(settings.seed))
 
     def make_learner() -> ViewportLearner:
-        begun = None if start_from is None else load_viewport(start_from, inference="full")
-        shape = model or (begun.config if begun else ViewportModelConfig())
+        begun = [load_viewport(one, inference="full") for one in start_from]
+        shape = model or joined_shape(begun)
         policy = ViewportPolicy(shape, load_backbone(backbone) if with_language_model else None)
-        if begun is not None:
+        if begun:
             begin_with(policy, begun)
-        return ViewportLearner(policy, split, settings, {**(data or {}), "start_from": start_from})
+        told = {**(data or {}), "start_from": list(start_from)}
+        return ViewportLearner(policy, split, settings, told)
 
     learner, fit = train_adapters(
         "viewport",
@@ -143,17 +144,34 @@ def train_viewport(
     return AdapterReport.of(out, learner, fit)
 
 
-def begin_with(policy: ViewportPolicy, begun: ViewportPolicy) -> None:
-    """Copies the networks of a trained predictor.
+def joined_shape(begun: Sequence[ViewportPolicy]) -> ViewportModelConfig:
+    """That of the first, with the members of all."""
+    if not begun:
+        return ViewportModelConfig()
+    members = sum(one.config.members for one in begun)
+    return dataclasses.replace(begun[0].config, members=members)
+
+
+def begin_with(policy: ViewportPolicy, begun: Sequence[ViewportPolicy]) -> None:
+    """Copies the networks of trained predictors, behind each other.
 
     Raises:
-        TrainingError: they have another shape.
+        TrainingError: they have another shape, or are not as many.
     """
-    for name in ("network", "members", "hidden_size", "layers", "heads", "viewer_size"):
-        wanted, found = getattr(policy.config, name), getattr(begun.config, name)
-        if wanted != found:
-            raise TrainingError(f"the networks to begin with have {name} = {found}, not {wanted}")
-    policy.networks.load_state_dict(begun.networks.state_dict())
+    for one in begun:
+        for name in ("network", "hidden_size", "layers", "heads", "viewer_size"):
+            wanted, found = getattr(policy.config, name), getattr(one.config, name)
+            if wanted != found:
+                raise TrainingError(
+                    f"the networks to begin with have {name} = {found}, not {wanted}"
+                )
+    networks = [network for one in begun for network in one.networks]
+    if len(networks) != len(policy.networks):
+        raise TrainingError(
+            f"there are {len(networks)} networks to begin with, not {len(policy.networks)}"
+        )
+    for own, network in zip(policy.networks, networks, strict=True):
+        own.load_state_dict(network.state_dict())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

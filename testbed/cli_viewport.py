@@ -33,8 +33,10 @@ def train_viewport(
         ),
     ] = "minilm",
     start_from: Annotated[
-        Path | None,
-        typer.Option(help="Checkpoint of --backbone none whose networks this begins with."),
+        list[str] | None,
+        typer.Option(
+            help="Checkpoint whose networks this begins with; given several times: those of all."
+        ),
     ] = None,
     members: Annotated[
         int | None, typer.Option(min=1, help="Networks whose answers are averaged.")
@@ -76,7 +78,7 @@ def train_viewport(
     from testbed.cli_training import EXIT_FAILED, TrainingInputError, check_out, tell_divergence
 
     check_out(out, resume=resume)
-    if start_from is not None and (backbone == GRU or members or hidden_size):
+    if start_from and (backbone == GRU or members or hidden_size):
         raise ConfigError("--start-from says what the networks are; leave out other options of it")
     is_alone = backbone in (GRU, NO_BACKBONE)
     begin = (
@@ -114,7 +116,7 @@ def train_viewport(
                 backbone=NO_BACKBONE if is_alone else backbone,
                 config=config,
                 model=None if start_from else dataclasses.replace(model, **shape),
-                start_from=None if start_from is None else str(start_from),
+                start_from=start_from or (),
                 data={"source": recordings},
                 command=command_line(),
                 resume=resume,

@@ -199,7 +199,7 @@ def test_a_language_model_begins_with_trained_networks(
     alone = train_viewport(recordings, tmp_path / "alone", config=everything, model=SMALL)
     assert alone.best_epoch == QUICK.epochs  # the last
     still = dataclasses.replace(everything, epochs=1, steps=1, learning_rate=1e-12)
-    given: dict[str, Any] = {"config": still, "start_from": alone.checkpoint}
+    given: dict[str, Any] = {"config": still, "start_from": [alone.checkpoint]}
     train_viewport(recordings, tmp_path / "both", backbone=tiny_backbone, **given)
     both = load_viewport(str(tmp_path / "both"))
     inputs = inputs_of([observation_at(recordings[0], 50, earlier=recordings[1:4])])
@@ -209,6 +209,26 @@ def test_a_language_model_begins_with_trained_networks(
     wrong = given | {"model": dataclasses.replace(SMALL, hidden_size=8)}
     with pytest.raises(TrainingError, match="hidden_size = 16, not 8"):
         train_viewport(recordings, tmp_path / "wrong", **wrong)
+
+
+def test_networks_of_several_checkpoints_are_joined(
+    recordings: list[HeadMotion], tmp_path: Path
+) -> None:
+    quick = dataclasses.replace(QUICK, epochs=1)
+    parts = []
+    for seed in (0, 1):
+        seeded = dataclasses.replace(quick, seed=seed)
+        report = train_viewport(recordings, tmp_path / str(seed), config=seeded, model=SMALL)
+        parts.append(report.checkpoint)
+    still = dataclasses.replace(quick, steps=1, learning_rate=1e-12)
+    train_viewport(recordings, tmp_path / "all", config=still, start_from=parts)
+    joined = load_viewport(str(tmp_path / "all"))
+    assert joined.config.members == 2 * SMALL.members
+    inputs = inputs_of([observation_at(recordings[0], 50, earlier=recordings[1:4])])
+    single = [load_viewport(one).foretell(inputs)[0] for one in parts]
+    np.testing.assert_allclose(joined.foretell(inputs)[0], np.mean(single, axis=0), atol=0.05)
+    with pytest.raises(TrainingError, match=f"are {joined.config.members} networks"):
+        train_viewport(recordings, tmp_path / "x", config=still, model=SMALL, start_from=parts)
 
 
 def test_checkpoints_of_something_else_are_refused(

@@ -69,7 +69,7 @@ def test_head_motion_becomes_a_checkpoint_that_foretells(
     card = json.loads((out / "card.json").read_text())
     assert card["source"] == "builtin:explorers-train"
     assert sorted(card["videos_learned"] + card["held_out_videos"]) == [11, 12, 13]
-    assert card["start_from"] == str(tmp_path / "small")
+    assert card["start_from"] == [str(tmp_path / "small")]
     assert [row["epoch"] for row in card["epochs"]] == [1, 2]
     assert "<svg" in (out / "report.html").read_text()
     assert not (out / "training-state").exists()
