@@ -24,11 +24,12 @@ class ChunkAccount:
     Attributes:
         index: chunk number.
         levels_kbps: nominal rates of the levels.
+        sizes_bytes: of each tile at each level.
         path: ``(ticks, 3)`` where the viewer really looks in the middle of each tick.
         coverage: ``(ticks, tiles)`` what part of the field of view each tile really fills in each
             of the equal ticks that the chunk plays in.
         levels: level of each tile that is there.
-        pending: level of each tile that is there or on its way.
+        pending: level of each tile that is there or on its way to the last byte.
         predicted: ``(ticks, 5)`` where the viewer was last expected to look; None: unasked.
         shares: share of the field of view that each tile was last expected to fill, likewise.
         asked_s: when it was first asked for, on the player's clock; when it began, if never.
@@ -39,6 +40,7 @@ class ChunkAccount:
 
     index: int
     levels_kbps: Sequence[float]
+    sizes_bytes: Sequence[Sequence[int]]
     path: FloatArray
     coverage: FloatArray
     asked_s: float
@@ -64,14 +66,43 @@ class ChunkAccount:
         tiles = self.coverage.shape[1]
         self.levels = [MISSING] * tiles
         self.pending = [MISSING] * tiles
+        self._left = [list(sizes) for sizes in self.sizes_bytes]
+        self._coming: dict[tuple[int, int], int] = {}  # bytes of a tile at a level that are not in
         self._unused_bytes = np.zeros(tiles, dtype=np.int64)
         self._shown = np.full(tiles, MISSING)
         self._rates_kbps = np.array([*self.levels_kbps, 0.0])  # the last one for MISSING
         self._level_s = self._rate_s = self._blank_s = self._shown_s = 0.0
 
-    def take_in(self, tile: int, level: int, size_bytes: int) -> None:
-        """A tile has arrived; it is shown from now on, unless a better one is there."""
-        self.size_bytes += size_bytes
+    @property
+    def left_bytes(self) -> Sequence[Sequence[int]]:
+        """Of each tile at each level, what has not been requested yet."""
+        return self._left
+
+    def quickest_level(self, tile: int) -> int:
+        """The level of which least is left to be requested; of equal ones the best."""
+        left = self._left[tile]
+        return min(reversed(range(len(left))), key=left.__getitem__)
+
+    def request(self, tile: int, level: int, piece_bytes: int) -> int:
+        """The next bytes of a tile are requested; returns the first one's place in the tile."""
+        left = self._left[tile]
+        first_byte = self.sizes_bytes[tile][level] - left[level]
+        left[level] -= piece_bytes
+        if not left[level]:
+            self.pending[tile] = level
+        return first_byte
+
+    def take_in(self, tile: int, level: int, piece_bytes: int) -> None:
+        """Some of a tile has arrived.
+
+        Once it is whole, it is shown from now on, unless a better one is there.
+        """
+        size_bytes = self.sizes_bytes[tile][level]
+        self.size_bytes += piece_bytes
+        coming = self._coming.get((tile, level), size_bytes) - piece_bytes
+        self._coming[tile, level] = coming
+        if coming:
+            return
         self.late_tiles += self.began is not None
         if level > self.levels[tile]:
             self.replaced_tiles += self.levels[tile] != MISSING

@@ -33,8 +33,8 @@ NEGLIGIBLE_SHARE = 1e-3
 #: Fetching a tile once more wastes what is there, so it has to gain this much.
 MIN_GAIN_OF_REPLACEMENT = 0.01
 LATTICE_STEP_DEG = 5.0
-#: Bytes count half as much after this many seconds of downloading, as in hls.js.
-HALF_LIFE_S = 2.0
+#: Bytes count half as much after so many seconds of downloading: the least and the most.
+HALF_LIVES_S = (0.5, 2.0)
 LATENCY_WINDOW = 20
 #: As long as round trips, not the link, set the pace, its rate is presumed at most this many times
 #: the rate that was seen.
@@ -86,42 +86,72 @@ class LinkEstimate:
 
 
 class ThroughputMeter:
-    """Estimates a link from the tiles that came over it, newer ones counting more."""
+    """Estimates a link from what came over it, newer requests counting more.
+
+    Rates are measured over a short and over a long time, and the lower one counts, as in
+    Shaka Player: a drop is believed at once, a rise when it lasts.
+    """
 
     def __init__(self, connections: int) -> None:
+        self._means = [_FadingMeans(connections, half_life_s) for half_life_s in HALF_LIVES_S]
         self._connections = connections
-        self._bytes = self._busy_s = self._tiles = 0.0
         self._latencies_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
 
     def took(self, size_bytes: int, *, busy_s: float, latency_s: float) -> None:
-        """One more tile is in.
+        """What was requested is in.
 
         Args:
-            size_bytes: its size.
-            busy_s: time since the tile before it, as far as anything was being downloaded.
+            size_bytes: how much that was.
+            busy_s: time since the answer before it, as far as anything was being downloaded.
             latency_s: from its request to its first byte.
         """
-        fade = 0.5 ** (busy_s / HALF_LIFE_S)
-        self._bytes = self._bytes * fade + size_bytes
-        self._busy_s = self._busy_s * fade + busy_s
-        self._tiles = self._tiles * fade + 1
+        for means in self._means:
+            means.took(size_bytes, busy_s)
         self._latencies_s.append(latency_s)
 
-    @property
-    def estimate(self) -> LinkEstimate | None:
+    def estimate(self, waiting_s: float = 0.0) -> LinkEstimate | None:
         """The link, None while nothing is known.
 
-        With ``c`` connections a tile comes every ``max(s, (latency + s) / c)`` seconds, if the link
-        needs ``s`` for its bytes; here this is solved for ``s``.
+        Args:
+            waiting_s: time since the last answer, as far as anything was being downloaded. What is
+                overdue lowers the rate before it is in.
         """
-        if self._busy_s <= 0:
+        if not self._latencies_s or not self._means[0].busy_s:
             return None
-        every_s = self._busy_s / self._tiles
         latency_s = min(self._latencies_s)
-        sending_s = max(self._connections * every_s - latency_s, every_s / MOST_PRESUMED)
-        sending_s = min(sending_s, every_s)
-        rate_kbps = self._bytes / self._tiles * KILOBITS_PER_BYTE / sending_s
+        rate_kbps = min(means.rate_kbps(latency_s, waiting_s) for means in self._means)
         return LinkEstimate(rate_kbps, latency_s, self._connections)
+
+
+@dataclass(slots=True)
+class _FadingMeans:
+    """Sums over answers, each counting half as much after ``half_life_s`` of downloading."""
+
+    connections: int
+    half_life_s: float
+    size_bytes: float = 0.0
+    busy_s: float = 0.0
+    answers: float = 0.0
+
+    def took(self, size_bytes: int, busy_s: float) -> None:
+        fade: float = 0.5 ** (busy_s / self.half_life_s)
+        self.size_bytes = self.size_bytes * fade + size_bytes
+        self.busy_s = self.busy_s * fade + busy_s
+        self.answers = self.answers * fade + 1
+
+    def rate_kbps(self, latency_s: float, waiting_s: float) -> float:
+        """Rate of the link.
+
+        With ``c`` connections an answer comes every ``max(s, (latency + s) / c)`` seconds, if the
+        link needs ``s`` for its bytes; here this is solved for ``s``.
+        """
+        every_s = self.busy_s / self.answers
+        sending_s = max(self.connections * every_s - latency_s, every_s / MOST_PRESUMED)
+        sending_s = min(sending_s, every_s)
+        rate_kbps = self.size_bytes / self.answers * KILOBITS_PER_BYTE / sending_s
+        overdue_s = max(waiting_s - latency_s - every_s, 0.0)
+        faded_s: float = self.busy_s * 0.5 ** (overdue_s / self.half_life_s)
+        return rate_kbps * faded_s / max(faded_s + overdue_s, 1e-12)
 
 
 def predicted_at(
@@ -270,9 +300,9 @@ def allocate(
 
     Args:
         shares: ``(tiles,)`` expected share of the field of view.
-        sizes_bytes: of each tile at each level.
+        sizes_bytes: what is left to be requested of each tile at each level.
         levels_kbps: nominal rates of the levels.
-        have: levels that are there or on their way, ``MISSING`` for none.
+        have: levels that are there or on their way to the last byte, ``MISSING`` for none.
         budget_s: seconds of download time.
         link: what tiles cost; None: not known yet, nothing above level 0.
         is_whole_base: whether all tiles get level 0, not only those that may be seen.

@@ -45,7 +45,7 @@ class ViewportsDecided:
 
 @dataclass(frozen=True, slots=True)
 class TileArrived:
-    """The last byte of the tile requested on this connection is in.
+    """The last byte of what was requested on this connection is in.
 
     Attributes:
         connection: from 0.
@@ -69,13 +69,23 @@ class AskViewports:
 
 @dataclass(frozen=True, slots=True)
 class FetchTile:
-    """Download a tile on an idle connection; answer with TileArrived."""
+    """Download a tile, or a piece of it, on an idle connection; answer with TileArrived.
+
+    Attributes:
+        connection: from 0.
+        chunk: number of the chunk.
+        tile: number of the tile.
+        level: level of the tile.
+        size_bytes: to be downloaded.
+        first_byte: of the tile, where they begin.
+    """
 
     connection: int
     chunk: int
     tile: int
     level: int
     size_bytes: int
+    first_byte: int = 0
 
 
 TiledCommand = AskViewports | FetchTile | WaitUntil | Stop
@@ -108,6 +118,8 @@ class TiledPlayerConfig:
         safety: share of the time that is left which is planned for.
         refresh_s: with time to spare, predictions that are older than this are asked for again to
             fetch better levels; None: never.
+        piece_s: tiles that take longer than this on the whole link are requested in pieces, and
+            what comes next is decided anew after each; None: tiles are requested whole.
         assumed: spread of predictions whose controller does not name any.
 
     Raises:
@@ -122,8 +134,9 @@ class TiledPlayerConfig:
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
     base_first: bool = False
-    safety: float = 0.85
+    safety: float = 0.95
     refresh_s: float | None = 0.4
+    piece_s: float | None = 0.1
     assumed: Assumed = field(default_factory=Assumed)
 
     def __post_init__(self) -> None:
@@ -136,6 +149,7 @@ class TiledPlayerConfig:
             ("base", self.base in ("seen", "all"), "seen or all"),
             ("safety", 0 < self.safety <= 1, "above 0, at most 1"),
             ("refresh_s", self.refresh_s is None or self.refresh_s > 0, "positive or None"),
+            ("piece_s", self.piece_s is None or self.piece_s > 0, "positive or None"),
         ):
             if not is_right:
                 raise TiledPlayerConfigError(f"{name} must be {range_}: {getattr(self, name)!r}")

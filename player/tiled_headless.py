@@ -1,9 +1,9 @@
 """Emulated driver of the tiled player: its commands as HTTP requests, with a real clock.
 
 The sibling of ``player/tiled_simulated.py``. Tiles come over a few keep-alive connections, one at a
-time on each, as browsers do with HTTP/1.1; their bytes are counted and thrown away. All connections
-are open before the session's clock starts. Every request tells the server what CMCD (CTA-5004)
-asks for.
+time on each, as browsers do with HTTP/1.1, pieces of them as byte ranges (RFC 9110, section 14);
+their bytes are counted and thrown away. All connections are open before the session's clock starts.
+Every request tells the server what CMCD (CTA-5004) asks for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -59,11 +59,11 @@ AskController = Callable[[ViewportObservation], Awaitable[tuple[Viewport, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """When a tile came, on the clock of :meth:`TiledMedia.now`.
+    """When a tile or a piece of it came, on the clock of :meth:`TiledMedia.now`.
 
     Attributes:
         first_byte_s: first byte of the answer.
-        at_s: last byte of the tile.
+        at_s: last byte.
     """
 
     first_byte_s: float
@@ -78,7 +78,7 @@ class TiledMedia(Protocol):
         ...
 
     async def fetch(self, command: FetchTile, player: TiledPlayer) -> Delivery:
-        """Downloads a tile."""
+        """Downloads a tile or a piece of it."""
         ...
 
 
@@ -325,7 +325,7 @@ class HttpTiledMedia:
         return asyncio.get_running_loop().time()
 
     async def fetch(self, command: FetchTile, player: TiledPlayer) -> Delivery:
-        """Downloads a tile and drops its bytes.
+        """Downloads a tile or a piece of it and drops the bytes.
 
         Raises:
             PlaybackError: it does not come, not in time, or is not as long as announced.
@@ -333,9 +333,13 @@ class HttpTiledMedia:
         url = self.manifest.media_url(command.chunk, command.tile, command.level)
         target = with_cmcd(url, self._cmcd(command, player))
         http = self.connections[command.connection]
+        whole_bytes = self.video.sizes_bytes[command.chunk][command.tile][command.level]
         where = f"tile {command.tile} of chunk {command.chunk} at level {command.level}"
         try:
-            async with asyncio.timeout(self.limits.chunk_s), get_ok(http, target) as response:
+            async with (
+                asyncio.timeout(self.limits.chunk_s),
+                _get_piece(http, target, command, whole_bytes) as response,
+            ):
                 first_byte_s = self.now()
                 return Delivery(first_byte_s, await count_body(response, command.size_bytes))
         except TimeoutError as error:
@@ -365,6 +369,34 @@ class HttpTiledMedia:
         if player.link is not None:
             told["mtp"] = player.link.rate_kbps
         return told
+
+
+@contextlib.asynccontextmanager
+async def _get_piece(
+    http: aiohttp.ClientSession, url: str, command: FetchTile, whole_bytes: int
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer to a request for a tile, or for a range of its bytes.
+
+    Raises:
+        PlaybackError: it is neither.
+    """
+    if command.size_bytes == whole_bytes:
+        async with get_ok(http, url) as response:
+            yield response
+        return
+    span = f"{command.first_byte}-{command.first_byte + command.size_bytes - 1}"
+    headers = {"Range": f"bytes={span}"}
+    async with http.get(yarl.URL(url, encoded=True), headers=headers) as response:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            raise PlaybackError(
+                f"the server answers {response.status} {response.reason} to a byte range"
+            )
+        if response.headers.get("Content-Range") != f"bytes {span}/{whole_bytes}":
+            raise PlaybackError(
+                f"bytes {span}/{whole_bytes} were asked for, "
+                f"{response.headers.get('Content-Range')} came"
+            )
+        yield response
 
 
 async def _connect(http: aiohttp.ClientSession, url: str, limit_s: float) -> None:

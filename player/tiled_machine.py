@@ -3,9 +3,10 @@
 Recorded head motion is replayed by position in the video: during a stall the head stands. For every
 chunk the player asks where the viewer will look while it plays, spends the time that is left on
 the tiles that will probably be seen, and downloads them over a few connections, the most probable
-first. Time that is left over goes into better levels of chunks that have not begun, after a new
-question. What the viewer really looks at and is missing is fetched at once at the lowest level. As
-for ``player/machine.py``, the time that a decision takes is playback time; downloads go on.
+first and large ones in pieces. Time that is left over goes into better levels of chunks that have
+not begun, after a new question. What the viewer really looks at and is missing is fetched at once,
+at the level of which least is left to come. As for ``player/machine.py``, the time that a decision
+takes is playback time; downloads go on.
 
 ====================  ===============================  ======================================
 state                 events it takes                  commands it answers with
@@ -55,6 +56,7 @@ from player.tiled_events import (
     TiledState,
     ViewportsDecided,
 )
+from player.tiled_requests import Flight, Wanted, piece_bytes
 from player.tiled_video import TiledVideo
 from player.tiles import coverage
 from player.viewer import Viewer
@@ -68,26 +70,6 @@ __all__ = ["TiledPlayer", "TiledPlayerConfig", "TiledPlayerConfigError"]
 TOUCHED_SHARE = 0.005
 #: Times closer than this are the same: sums of floats, far below a clock's resolution.
 ROUNDING_S = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A tile that is to be fetched."""
-
-    chunk: int
-    tile: int
-    level: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A tile that is being fetched."""
-
-    chunk: int
-    tile: int
-    level: int
-    size_bytes: int
-    requested_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +132,8 @@ class TiledPlayer:
         self._next = 0  # chunk to be asked for
         self._accounts: list[ChunkAccount] = []
         self._records: list[TiledChunkRecord] = []
-        self._queue: list[_Wanted] = []
-        self._in_flight: dict[int, _Flight] = {}
+        self._queue: list[Wanted] = []
+        self._in_flight: dict[int, Flight] = {}
         # The one that was used last comes first: it is warm.
         self._idle = list(reversed(range(self._config.connections)))
         self._question: _Question | None = None
@@ -187,7 +169,7 @@ class TiledPlayer:
     @property
     def link(self) -> LinkEstimate | None:
         """What is known of the link."""
-        return self._meter.estimate
+        return self._meter.estimate(self._busy_s)
 
     @property
     def downloaded_bytes(self) -> int:
@@ -289,7 +271,12 @@ class TiledPlayer:
             index = len(self._accounts)
             self._accounts.append(
                 ChunkAccount(
-                    index, self.video.levels_kbps, self._path[index], self._coverage[index], now
+                    index,
+                    self.video.levels_kbps,
+                    self.video.sizes_bytes[index],
+                    self._path[index],
+                    self._coverage[index],
+                    now,
                 )
             )
         return self._accounts[chunk]
@@ -336,7 +323,7 @@ class TiledPlayer:
         account.throughput_kbps = None if link is None else link.rate_kbps
         levels = allocate(
             shares,
-            self.video.sizes_bytes[account.index],
+            account.left_bytes,
             self.video.levels_kbps,
             account.pending,
             budget_s=budget_s,
@@ -345,14 +332,14 @@ class TiledPlayer:
             is_base_kept=self._config.base_first,
         )
         wanted = [
-            _Wanted(account.index, tile, level)
+            Wanted(account.index, tile, level)
             for tile, (level, pending) in enumerate(zip(levels, account.pending, strict=True))
             if level > pending
         ]
         wanted.sort(key=lambda one: -shares[one.tile])
         if self._config.base_first:
             missing = [one.tile for one in wanted if account.pending[one.tile] == MISSING]
-            base = [_Wanted(account.index, tile, 0) for tile in missing]
+            base = [Wanted(account.index, tile, 0) for tile in missing]
             wanted = base + [one for one in wanted if one.level > 0]
         others = [one for one in self._queue if one.chunk != account.index]
         self._queue = sorted(others + wanted, key=lambda one: one.chunk)
@@ -382,7 +369,7 @@ class TiledPlayer:
             self._want_what_is_looked_at()
             self._lower_what_comes_late()
         while self._queue and self._idle:
-            commands.append(self._fetch(self._queue.pop(0), now))
+            commands.append(self._fetch(self._queue[0], now))
         if self._question is None:
             commands.extend(self._questions(now))
         if self._state is TiledState.PLAYING:
@@ -395,26 +382,26 @@ class TiledPlayer:
         """Puts missing tiles of the current field of view in front; drops what is in vain."""
         chunk, tick = divmod(self._tick, self._ticks)
         account = self._accounts[chunk]
-        missing = [
-            tile
+        missing = {
+            tile: Wanted(chunk, tile, account.quickest_level(tile))
             for tile in account.missing(tick, TOUCHED_SHARE)
             if account.pending[tile] == MISSING and self._comes_in_time(chunk, tile)
-        ]
+        }
         others = [
             wanted
             for wanted in self._queue
             if wanted.chunk > chunk
             or (wanted.chunk == chunk and account.began is None and wanted.tile not in missing)
         ]
-        self._queue = [_Wanted(chunk, tile, 0) for tile in missing] + others
+        self._queue = [*missing.values(), *others]
 
     def _comes_in_time(self, chunk: int, tile: int) -> bool:
         """Whether a tile of the chunk that plays would come before the chunk is over."""
         link = self.link
         if self._config.missing == "stall" or link is None:
             return True
-        size_bytes = self.video.sizes_bytes[chunk][tile][0]
-        return link.alone_s(size_bytes) < self.time_left_s(chunk + 1)
+        left_bytes = min(self._accounts[chunk].left_bytes[tile])
+        return link.alone_s(left_bytes) < self.time_left_s(chunk + 1)
 
     def _lower_what_comes_late(self) -> None:
         """Plans the first chunk that has not begun anew if its tiles would not be in time."""
@@ -429,24 +416,29 @@ class TiledPlayer:
             urgent_s = self._queued_s([one for one in queue if one.chunk < coming])
             self._enqueue(self._accounts[coming], (left_s - urgent_s) * self._config.safety)
 
-    def _queued_s(self, queue: Sequence[_Wanted] | None = None) -> float:
+    def _queued_s(self, queue: Sequence[Wanted] | None = None) -> float:
         """Download time of what is to be fetched."""
         queue = self._queue if queue is None else queue
         if not queue:
             return 0.0
-        link, sizes = self.link, self.video.sizes_bytes
+        link = self.link
         if link is None:
             return math.inf
-        return sum(link.seconds(sizes[one.chunk][one.tile][one.level]) for one in queue)
+        return sum(link.seconds(self._left_bytes(one)) for one in queue)
 
-    def _fetch(self, wanted: _Wanted, now: float) -> FetchTile:
-        connection = self._idle.pop()
-        size_bytes = self.video.sizes_bytes[wanted.chunk][wanted.tile][wanted.level]
-        self._accounts[wanted.chunk].pending[wanted.tile] = wanted.level
-        self._in_flight[connection] = _Flight(
-            wanted.chunk, wanted.tile, wanted.level, size_bytes, now
-        )
-        return FetchTile(connection, wanted.chunk, wanted.tile, wanted.level, size_bytes)
+    def _left_bytes(self, wanted: Wanted) -> int:
+        return self._accounts[wanted.chunk].left_bytes[wanted.tile][wanted.level]
+
+    def _fetch(self, wanted: Wanted, now: float) -> FetchTile:
+        connection, account = self._idle.pop(), self._accounts[wanted.chunk]
+        chunk, tile, level = wanted.chunk, wanted.tile, wanted.level
+        left_bytes = self._left_bytes(wanted)
+        size_bytes = piece_bytes(left_bytes, self.link, self._config.piece_s, self.connections)
+        if size_bytes == left_bytes:
+            self._queue.remove(wanted)
+        first_byte = account.request(tile, level, size_bytes)
+        self._in_flight[connection] = Flight(chunk, tile, level, size_bytes, now)
+        return FetchTile(connection, chunk, tile, level, size_bytes, first_byte)
 
     def _questions(self, now: float) -> tuple[AskViewports, ...]:
         """The next chunk's when there is room, early by the time that the last answer took."""

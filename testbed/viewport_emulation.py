@@ -99,6 +99,11 @@ class ViewportEmulation:
         """The video of the session."""
         return HostedTiledVideo(plan.videos[session.motion.name])
 
+    def live_start_s(
+        self, plan: ViewportPlan, sessions: Sequence[ViewportSession], now_s: float
+    ) -> None:
+        """Nothing is live."""
+
     async def play(self, plan: ViewportPlan, session: ViewportSession, seat: Seat) -> float:
         """Streams the video to a player that replays the recording."""
         players: list[TiledPlayer] = []

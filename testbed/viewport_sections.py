@@ -93,7 +93,7 @@ class TiledPlayerSettings:
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
     base_first: bool = False
-    safety: float = 0.85
+    safety: float = 0.95
     refresh_s: float = 0.4
     decision_timeout_s: float = 5.0
     fallback: str | None = None

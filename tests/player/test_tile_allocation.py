@@ -136,11 +136,11 @@ def test_levels_never_fall_and_the_budget_holds(data: st.DataObject) -> None:
 def test_the_meter_finds_the_link_behind_round_trips(latency_s: float, size_bytes: int) -> None:
     true = LinkEstimate(rate_kbps=4000.0, latency_s=latency_s, connections=4)
     meter = ThroughputMeter(4)
-    assert meter.estimate is None
+    assert meter.estimate() is None
     every_s = true.seconds(size_bytes)
     for _ in range(50):
         meter.took(size_bytes, busy_s=every_s, latency_s=latency_s)
-    found = meter.estimate
+    found = meter.estimate()
     assert found is not None
     assert found.latency_s == latency_s
     seen_kbps = size_bytes * 8 / 1000 / every_s
@@ -153,5 +153,41 @@ def test_the_meter_follows_the_link() -> None:
     for rate_kbps in (8000.0, 800.0):
         for _ in range(round(10 * rate_kbps / 80)):
             meter.took(10_000, busy_s=80 / rate_kbps, latency_s=0.0)
-        assert meter.estimate is not None
-        assert meter.estimate.rate_kbps == pytest.approx(rate_kbps, rel=0.3)
+        found = meter.estimate()
+        assert found is not None
+        assert found.rate_kbps == pytest.approx(rate_kbps, rel=0.05)
+
+
+def steady(seconds: float, rate_kbps: float = 8000.0) -> ThroughputMeter:
+    """A meter that 10,000 bytes after 10,000 came to."""
+    meter = ThroughputMeter(1)
+    for _ in range(round(seconds * rate_kbps / 80)):
+        meter.took(10_000, busy_s=80 / rate_kbps, latency_s=0.0)
+    return meter
+
+
+def rate_of(meter: ThroughputMeter, waiting_s: float = 0.0) -> float:
+    found = meter.estimate(waiting_s)
+    assert found is not None
+    return found.rate_kbps
+
+
+def test_the_meter_believes_a_drop_sooner_than_a_rise() -> None:
+    after_s = 0.5  # half of what the quick mean knows, and less of what the slow one does
+    fallen, risen = steady(10.0), steady(10.0, 800.0)
+    for _ in range(round(after_s * 800 / 80)):
+        fallen.took(10_000, busy_s=80 / 800, latency_s=0.0)
+    for _ in range(round(after_s * 8000 / 80)):
+        risen.took(10_000, busy_s=80 / 8000, latency_s=0.0)
+    assert rate_of(fallen) == pytest.approx(800 + 7200 * 0.5, rel=0.05)
+    assert rate_of(risen) < 800 + 7200 * 0.25
+
+
+def test_what_is_overdue_lowers_the_rate_before_it_is_in() -> None:
+    meter = steady(10.0)  # an answer every 0.01 s
+    assert rate_of(meter, 0.01) == rate_of(meter)
+    assert rate_of(meter, 0.51) == pytest.approx(0.5 * rate_of(meter), rel=0.2)
+    assert rate_of(meter, 10.0) < 0.01 * rate_of(meter)
+    before = rate_of(meter)
+    rate_of(meter, 5.0)
+    assert rate_of(meter) == before

@@ -249,12 +249,24 @@ def test_session_over_real_sockets() -> None:
     tiles = log[started[0] :]
     assert all(entry.path.startswith("/demo/tile-") for entry in tiles)
     assert sum(e.bytes_sent for e in tiles if not e.aborted) >= player.downloaded_bytes > 0
-    assert len({entry.path for entry in tiles}) == len(tiles)
+    parts = [(entry.path.partition("?")[0], entry.range) for entry in tiles]
+    assert len(set(parts)) == len(parts)
+    assert {entry.status for entry in tiles} <= {200, 206}
     assert not any(entry.cmcd_errors for entry in log)
     assert {entry.cmcd["sid"] for entry in log} == {"s 1"}
     assert tiles[0].cmcd["su"] is True
     assert tiles[0].cmcd["ot"] == "v"
     assert "mtp" in tiles[-1].cmcd
+
+
+def test_tiles_come_in_pieces_over_real_sockets() -> None:
+    log: list[RequestLogEntry] = []
+    player = play(log, player_config=TiledPlayerConfig(piece_s=1e-9)).player
+    pieces = [entry for entry in log if entry.status == 206]
+    assert pieces
+    assert all(entry.range is not None for entry in pieces)
+    assert sum(entry.bytes_sent for entry in log[5:]) >= player.downloaded_bytes > 0
+    assert max(level for chunk in player.chunks for level in chunk.final_levels) > 0
 
 
 def test_only_the_first_chunks_on_one_connection() -> None:
@@ -343,9 +355,17 @@ def play_against(tile: Callable[[int], bytes], **settings: Any) -> PlayedTiledSe
 
 
 def test_a_plain_server_will_do() -> None:
-    played = play_against(lambda size: response(bytes(size)))
+    whole = TiledPlayerConfig(piece_s=None)
+    played = play_against(lambda size: response(bytes(size)), player_config=whole)
     assert len(played.player.chunks) == 2
     assert played.player.downloaded_bytes > 0
+
+
+def test_a_server_without_byte_ranges_will_not_do_for_pieces() -> None:
+    with pytest.raises(PlaybackError, match=r"answers 200 OK to a byte range"):
+        play_against(
+            lambda size: response(bytes(size)), player_config=TiledPlayerConfig(piece_s=1e-9)
+        )
 
 
 @pytest.mark.parametrize(

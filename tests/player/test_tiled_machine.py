@@ -145,6 +145,7 @@ def test_answers_that_are_none_are_refused(answer: object) -> None:
         ("base", "none"),
         ("safety", 1.5),
         ("refresh_s", 0.0),
+        ("piece_s", 0.0),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
@@ -272,7 +273,7 @@ def test_a_tile_on_its_way_when_its_chunk_is_over_still_counts_as_downloaded() -
 
 
 def test_with_time_to_spare_a_newer_prediction_buys_better_levels() -> None:
-    player = TiledPlayer(video(2), still(), config(refresh_s=0.4))
+    player = TiledPlayer(video(2), still(), config(refresh_s=0.4, piece_s=None))
     player.handle(Started(), now=0.0)
     player.handle(ViewportsDecided(AHEAD), now=0.0)
     player.handle(ViewportsDecided(BEHIND), now=0.0)  # chunk 1: not what will be seen
@@ -310,10 +311,39 @@ def test_a_late_answer_is_of_no_use_to_its_chunk() -> None:
     assert player.chunks[1].decision_s == pytest.approx(1.2)
 
 
+def account_of(sizes_bytes: tuple[tuple[int, int], ...]) -> ChunkAccount:
+    return ChunkAccount(
+        0, (100.0, 400.0), sizes_bytes, np.zeros((1, 3)), np.array([[1.0, 0.0]]), 0.0
+    )
+
+
+def test_an_account_puts_pieces_together() -> None:
+    account = account_of(((10, 30), (10, 30)))
+    assert [account.request(0, 1, size) for size in (12, 9)] == [0, 12]
+    assert account.left_bytes == [[10, 9], [10, 30]]
+    assert (account.quickest_level(0), account.quickest_level(1)) == (1, 0)
+    assert account.pending == [MISSING, MISSING]
+    assert account.request(0, 1, 9) == 21
+    assert account.pending == [1, MISSING]
+    for size in (9, 12):  # in any order
+        account.take_in(0, 1, size)
+    assert account.levels == [MISSING, MISSING]
+    account.show(0, 0.5)
+    account.take_in(0, 1, 9)
+    account.show(0, 0.5)
+    record = account.record(0.0)
+    assert record.final_levels == (1, MISSING)
+    assert (record.size_bytes, record.used_bytes) == (30, 30)
+    assert record.blank_ratio == pytest.approx(0.5)
+    assert account_of(((10, 10),) * 2).quickest_level(0) == 1  # of equal ones the best
+
+
 def test_an_account_keeps_the_better_of_two_tiles() -> None:
-    account = ChunkAccount(0, (100.0, 400.0), np.zeros((1, 3)), np.array([[1.0, 0.0]]), 0.0)
+    account = account_of(((10, 30), (10, 30)))
+    account.request(0, 0, 10)
     account.take_in(0, 0, 10)
     account.show(0, 0.5)
+    account.request(0, 1, 30)
     account.take_in(0, 1, 30)
     account.take_in(0, 0, 10)
     account.show(0, 0.5)

@@ -108,6 +108,17 @@ def test_a_base_that_comes_first_leaves_less_blank_when_the_link_drops() -> None
     assert asked[True] > asked[False]
 
 
+def test_pieces_leave_less_blank_when_the_link_drops() -> None:
+    motion = wandering(1)
+    drops = Trace("drops", np.array([0.0, 3.0, 3.1, 100.0]), np.array([1.5, 1.5, 0.3, 0.3]))
+    blank: dict[float | None, float] = {}
+    for piece_s in (None, 0.1):
+        player = TiledPlayer(video(), motion, TiledPlayerConfig(piece_s=piece_s))
+        play_tiled_simulated(player, SharedLinkModel(trace=drops, rtt_s=0.04), Oracle(motion))
+        blank[piece_s] = sum(chunk.blank_ratio for chunk in player.chunks)
+    assert 0 < blank[0.1] < 0.5 * blank[None]
+
+
 def test_or_the_player_waits_for_as_long_as_it_takes() -> None:
     player = TiledPlayer(video(3), wandering(1), TiledPlayerConfig(missing="stall"))
     wall_s = play_tiled_simulated(player, SharedLinkModel(trace=flat(0.01), rtt_s=0.04), static)
@@ -120,7 +131,7 @@ def test_or_the_player_waits_for_as_long_as_it_takes() -> None:
 def test_base_tiles_at_a_constant_rate_start_playback_after_size_over_rate() -> None:
     sizes = ((5000, 20_000),) * 8
     small = TiledVideo("v", TileGrid(2, 4), (320.0, 1280.0), 1.0, (sizes,) * 3)
-    player = TiledPlayer(small, wandering(1), TiledPlayerConfig(base="all"))
+    player = TiledPlayer(small, wandering(1), TiledPlayerConfig(base="all", piece_s=None))
     play_tiled_simulated(player, SharedLinkModel(trace=flat(1.0), rtt_s=0.0), static)
     assert player.startup_s == pytest.approx(8 * 5000 * 8 / 1e6)
 
@@ -173,6 +184,7 @@ class Watched(TiledPlayer):
     def handle(self, event: Any, *, now: float) -> Any:
         if isinstance(event, Started):
             self.open: dict[int, FetchTile] = {}
+            self.asked_bytes: Counter[tuple[int, int, int]] = Counter()
             self.playing: tuple[int, tuple[int, ...]] | None = None
         if isinstance(event, TileArrived):
             self.arrived_bytes += self.open.pop(event.connection).size_bytes
@@ -180,13 +192,23 @@ class Watched(TiledPlayer):
         for command in commands:
             if isinstance(command, FetchTile):
                 assert command.connection not in self.open
+                self.check_piece(command)
                 self.open[command.connection] = command
                 self.fetched += 1
         assert len(self.open) <= self.connections
         wanted = Counter((one.chunk, one.tile) for one in self.open.values())
-        assert all(count == 1 for count in wanted.values())
+        assert self._config.piece_s is not None or set(wanted.values()) <= {1}
         self.check_levels()
         return commands
+
+    def check_piece(self, command: FetchTile) -> None:
+        """The pieces of a tile follow one another to its end."""
+        key = command.chunk, command.tile, command.level
+        assert command.first_byte == self.asked_bytes[key]
+        self.asked_bytes[key] += command.size_bytes
+        whole_bytes = self.video.sizes_bytes[command.chunk][command.tile][command.level]
+        assert 0 < command.size_bytes <= self.asked_bytes[key] <= whole_bytes
+        assert self._config.piece_s is not None or command.size_bytes == whole_bytes
 
     def check_levels(self) -> None:
         if self.state is not TiledState.PLAYING:
@@ -208,6 +230,7 @@ class Watched(TiledPlayer):
     connections=st.integers(1, 6),
     thinking_s=st.sampled_from([0.0, 0.07, 0.4, 3.0]),
     refresh_s=st.sampled_from([None, 0.2, 0.4]),
+    piece_s=st.sampled_from([None, 0.02, 0.1]),
     delay_s=st.sampled_from([0.0, 0.02, 0.15]),
 )
 def test_what_holds_in_every_session(
@@ -218,11 +241,16 @@ def test_what_holds_in_every_session(
     connections: int,
     thinking_s: float,
     refresh_s: float | None,
+    piece_s: float | None,
     delay_s: float,
 ) -> None:
     trace = Trace("t", np.arange(len(rates) + 2.0), np.array([0.0, *rates, 2.0]))
     config = TiledPlayerConfig(
-        missing=missing, base=base, connections=connections, refresh_s=refresh_s
+        missing=missing,
+        base=base,
+        connections=connections,
+        refresh_s=refresh_s,
+        piece_s=piece_s,
     )
     player = Watched(video(5, seed=seed), wandering(seed), config)
     wall_s = play_tiled_simulated(
