@@ -233,9 +233,10 @@ class ViewportPolicy(nn.Module):
         return added
 
     def train(self, mode: bool = True) -> ViewportPolicy:
-        """Switches dropout; the frozen model has none."""
+        """Switches dropout; what is frozen has none."""
         super().train(mode)
         if mode:
+            self.networks.train(any(one.requires_grad for one in self.networks.parameters()))
             self.inference, self._lean = "full", None  # our own pass keeps the updates of before
         return self
 

@@ -98,6 +98,8 @@ def train_viewport(
 ) -> AdapterReport:
     """Trains a predictor and writes the checkpoint of the best epoch.
 
+    Networks that a language model is put on top of stay as they are.
+
     Args:
         recordings: to learn from, with the numbers of their videos and viewers.
         out: checkpoint folder; ``training-state`` in it lets a killed training go on.
@@ -129,6 +131,7 @@ def train_viewport(
         policy = ViewportPolicy(shape, load_backbone(backbone) if with_language_model else None)
         if begun:
             begin_with(policy, begun)
+            policy.networks.requires_grad_(not with_language_model)
         told = {**(data or {}), "start_from": list(start_from)}
         return ViewportLearner(policy, split, settings, told)
 

@@ -61,6 +61,7 @@ class ViewportExperiment(Experiment):
             base=self.player.base,
             base_first=self.player.base_first,
             safety=self.player.safety,
+            piece_s=self.player.piece_s or None,
             refresh_s=self.player.refresh_s or None,
         )
 

@@ -80,6 +80,7 @@ class TiledPlayerSettings:
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all, at least at level 0.
         base_first: whether level 0 of all of those comes before any better level.
         safety: share of the time that is left which is planned for.
+        piece_s: tiles that take longer than this on the whole link are requested in pieces; 0: never.
         refresh_s: age at which a prediction is asked for again, with time to spare; 0: never.
         decision_timeout_s: longest wait for a decision, emulated runs.
         fallback: controller that decides when the asked one does not answer in time, or in
@@ -94,6 +95,7 @@ class TiledPlayerSettings:
     base: Literal["seen", "all"] = "seen"
     base_first: bool = False
     safety: float = 0.95
+    piece_s: float = 0.1
     refresh_s: float = 0.4
     decision_timeout_s: float = 5.0
     fallback: str | None = None

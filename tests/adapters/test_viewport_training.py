@@ -202,6 +202,13 @@ def test_a_language_model_begins_with_trained_networks(
     given: dict[str, Any] = {"config": still, "start_from": [alone.checkpoint]}
     train_viewport(recordings, tmp_path / "both", backbone=tiny_backbone, **given)
     both = load_viewport(str(tmp_path / "both"))
+    moving = given | {"config": dataclasses.replace(everything, epochs=1, learning_rate=0.1)}
+    train_viewport(recordings, tmp_path / "moved", backbone=tiny_backbone, **moving)
+    kept, begun = (
+        load_viewport(one).networks.state_dict()
+        for one in (str(tmp_path / "moved"), alone.checkpoint)
+    )
+    assert all(torch.equal(kept[name], begun[name]) for name in begun)
     inputs = inputs_of([observation_at(recordings[0], 50, earlier=recordings[1:4])])
     before, after = load_viewport(alone.checkpoint).foretell(inputs), both.foretell(inputs)
     np.testing.assert_allclose(before[0], after[0], atol=0.05)  # of half precision
