@@ -14,8 +14,9 @@ frame's features cannot be swapped; with them all are asked once, as things are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -180,6 +181,7 @@ class ViewportPolicy(nn.Module):
             raise ValueError("image_size needs a language model, which is told of the frame")
         self.inference: ViewportInference = "full"
         self._lean: LeanPass | None = None
+        self._at_once: Callable[[Tensor, Crowd], Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -219,6 +221,8 @@ class ViewportPolicy(nn.Module):
         return torch.where(is_swapped[:, None, None, None], mean * sign, mean)
 
     def _networks(self, own: Tensor, crowd: Crowd) -> Tensor:
+        if self._at_once is not None and crowd.distance.shape[1]:
+            return self._at_once(own, crowd)
         return torch.stack([network(own, crowd) for network in self.networks])
 
     def _added(
@@ -238,6 +242,7 @@ class ViewportPolicy(nn.Module):
         if mode:
             self.networks.train(any(one.requires_grad for one in self.networks.parameters()))
             self.inference, self._lean = "full", None  # our own pass keeps the updates of before
+            self._at_once = None
         return self
 
     def _last_full(self, tokens: Tensor) -> Tensor:
@@ -317,6 +322,8 @@ class ViewportPolicy(nn.Module):
         if self.addition is not None:
             merge_lora(self.backbone)
         self.requires_grad_(False)
+        if self.config.network == "crowd":
+            self._at_once = _at_once(self.networks)
         if self.addition is None or inference == "full":
             return self
         try:
@@ -362,6 +369,21 @@ def _viewports(
     inside[:, PITCH] = np.clip(poses[:, PITCH], -90.0, 90.0)
     rows = np.concatenate([inside, spreads[: observation.horizon]], axis=1)
     return tuple(Viewport(*row) for row in rows.tolist())
+
+
+def _at_once(networks: nn.ModuleList) -> Callable[[Tensor, Crowd], Tensor]:
+    """Asks networks of one shape together, which takes half the time of one after the other."""
+    weights = torch.func.stack_module_state(list(networks))
+    shape = copy.deepcopy(networks[0]).to("meta")
+
+    def ask(own: Tensor, crowd: Crowd) -> Tensor:
+        def one(*its: Any) -> Any:
+            return torch.func.functional_call(shape, its, (own, crowd))
+
+        answers: Tensor = torch.vmap(one)(*weights)
+        return answers
+
+    return ask
 
 
 def _run_lean(run: LeanPass, tokens: Tensor) -> Tensor:

@@ -201,8 +201,13 @@ def compare_inference(rounds: int) -> None:
 
 
 @torch.inference_mode()
-def compare_sizes(rounds: int) -> None:
-    """Prints the full and the lean pass for models of two sizes, at the longest window."""
+def compare_sizes(rounds: int, steps: int | None) -> None:
+    """Prints the full and the lean pass for models of two sizes, at the longest window.
+
+    Args:
+        rounds: sessions.
+        steps: only windows of so many; None: all.
+    """
     sessions = played(rounds)
     print(f"\ndecisions at the longest window, {rounds} sessions, ms, {surroundings()}")
     print(
@@ -214,6 +219,8 @@ def compare_sizes(rounds: int) -> None:
         GPT2_SMALL.save_pretrained(folder)
         for name, source in (("minilm", "minilm"), ("gpt2", f"{folder}:random-0")):
             for block, threads in itertools.product(BLOCKS, THREADS):
+                if steps not in (None, window_steps(block)):
+                    continue
                 if window_steps(block) * NETLLM.step_tokens > load_backbone(source).max_positions:
                     continue
                 torch.set_num_threads(threads)
@@ -300,13 +307,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("controllers", "inference", "sizes", "crowd"))
+    parser.add_argument("--steps", type=int, help="sizes: only windows of so many steps")
     given = parser.parse_args()
     if given.only in (None, "controllers"):
         compare_controllers(given.rounds)
     if given.only in (None, "inference"):
         compare_inference(given.rounds)
     if given.only in (None, "sizes"):
-        compare_sizes(given.rounds)
+        compare_sizes(given.rounds, given.steps)
     if given.only in (None, "crowd"):
         compare_crowd()
 
