@@ -80,7 +80,7 @@ class TiledPlayerSettings:
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all, at least at level 0.
         base_first: whether level 0 of all of those comes before any better level.
         safety: share of the time that is left which is planned for.
-        piece_s: tiles that take longer than this on the whole link are requested in pieces; 0: never.
+        piece_s: tiles that take longer than this on the whole link come in pieces; 0: never.
         refresh_s: age at which a prediction is asked for again, with time to spare; 0: never.
         decision_timeout_s: longest wait for a decision, emulated runs.
         fallback: controller that decides when the asked one does not answer in time, or in
