@@ -14,28 +14,49 @@ typedef float NAMED(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
 
 /* ---- products: columns `from` to `to` of outputs += inputs · weight --------------------------- */
 
+/* Vectors that each input is multiplied with once it is loaded: as many as there are registers for. */
+#define WIDE (LANES == 16 ? 2 : 1)
 /* BLOCK rows of the weight at once: so many streams of memory, and outputs seldom touched. */
 #define BLOCK 8
+
+INLINE void NAMED(add_columns)(const float *inputs, int64_t stride, int64_t count,
+                               const float *weight, int64_t out, float *outputs, int64_t line,
+                               const int rows, const int vectors)
+{
+    VECTOR held[BLOCK][WIDE];
+#pragma GCC unroll 8
+    for (int j = 0; j < rows; j++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            held[j][v] = READ(weight + j * out + v * LANES);
+            __builtin_prefetch(weight + (j + BLOCK) * out + v * LANES, 0, 3);
+        }
+    for (int64_t i = 0; i < count; i++) {
+        VECTOR sums[WIDE];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            sums[v] = READ(outputs + i * line + v * LANES);
+#pragma GCC unroll 8
+        for (int j = 0; j < rows; j++) {
+            float one = inputs[i * stride + j];
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; v++)
+                sums[v] += held[j][v] * one;
+        }
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            AT(outputs + i * line + v * LANES) = sums[v];
+    }
+}
 
 INLINE void NAMED(add_rows)(const float *inputs, int64_t stride, int64_t count, const float *weight,
                             int64_t out, float *outputs, int64_t from, int64_t to, const int rows)
 {
     int64_t n = from, line = padded(out);
-    for (; n + LANES <= to; n += LANES) {
-        VECTOR held[BLOCK];
-#pragma GCC unroll 8
-        for (int j = 0; j < rows; j++) {
-            held[j] = READ(weight + j * out + n);
-            __builtin_prefetch(weight + (j + BLOCK) * out + n, 0, 3);
-        }
-        for (int64_t i = 0; i < count; i++) {
-            VECTOR sum = READ(outputs + i * line + n);
-#pragma GCC unroll 8
-            for (int j = 0; j < rows; j++)
-                sum += held[j] * inputs[i * stride + j];
-            AT(outputs + i * line + n) = sum;
-        }
-    }
+    for (; n + WIDE * LANES <= to; n += WIDE * LANES)
+        NAMED(add_columns)(inputs, stride, count, weight + n, out, outputs + n, line, rows, WIDE);
+    for (; n + LANES <= to; n += LANES)
+        NAMED(add_columns)(inputs, stride, count, weight + n, out, outputs + n, line, rows, 1);
     for (; n < to; n++)
         for (int64_t i = 0; i < count; i++)
             for (int j = 0; j < rows; j++)
@@ -55,8 +76,8 @@ static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const st
 
 /* TOKENS at once against one group of input channels of a panel: those that share their scales. */
 #define TOKENS MOST_QUERIES
-/* Rows of a panel between what is used and what is fetched, evenly. */
-#define AHEAD 128
+/* Rows of a panel between what is used and what is fetched into the second cache, evenly. */
+#define AHEAD 384
 /* Calls a function for at most TOKENS tokens with their number as a constant. */
 #define EACH(tokens, function, ...)                                                                \
     switch (tokens) {                                                                              \
@@ -74,21 +95,36 @@ INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const uint8_t 
                              const uint8_t *next, const int bytes, const float *scales,
                              float *outputs, int64_t line, int64_t channels, const int count)
 {
-    VECTOR sums[TOKENS];
+    VECTOR sums[TOKENS][WIDE];
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
-        sums[i] = (VECTOR){0};
+#pragma GCC unroll 2
+        for (int v = 0; v < WIDE; v++)
+            sums[i][v] = (VECTOR){0};
     for (int64_t k = 0; k < channels; k++) {
-        const uint8_t *its = panel + k * PANEL * bytes;
-        VECTOR held = bytes == PACKED ? UNPACK(its) : WIDEN((const int8_t *)its);
-        __builtin_prefetch(next + k * LANES * bytes, 0, 3);
+        VECTOR held[WIDE];
+#pragma GCC unroll 2
+        for (int v = 0; v < WIDE; v++) {
+            const uint8_t *its = panel + (k * PANEL + v * LANES) * bytes;
+            held[v] = bytes == PACKED ? UNPACK(its) : WIDEN((const int8_t *)its);
+            __builtin_prefetch(next + (k * WIDE + v) * LANES * bytes, 0, 2);
+        }
 #pragma GCC unroll 8
-        for (int i = 0; i < count; i++)
-            sums[i] += held * inputs[i * stride + k];
+        for (int i = 0; i < count; i++) {
+            float one = inputs[i * stride + k];
+#pragma GCC unroll 2
+            for (int v = 0; v < WIDE; v++)
+                sums[i][v] += held[v] * one;
+        }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
-        AT(outputs + i * line) += bytes == PACKED ? sums[i] : sums[i] * READ(scales);
+#pragma GCC unroll 2
+        for (int v = 0; v < WIDE; v++) {
+            VECTOR sum = sums[i][v];
+            AT(outputs + i * line + v * LANES) +=
+                bytes == PACKED ? sum : sum * READ(scales + v * LANES);
+        }
 }
 
 INLINE void NAMED(add_panels)(const float *inputs, int64_t count, const struct matrix *matrix,
@@ -102,7 +138,7 @@ INLINE void NAMED(add_panels)(const float *inputs, int64_t count, const struct m
             const uint8_t *group = matrix->panels + (panel * in + k * PANEL) * bytes;
             const float *scales = matrix->scales + k / matrix->group * width + panel;
             for (int64_t i = 0; i < count; i += TOKENS)
-                for (int64_t n = 0; n < PANEL; n += LANES) {
+                for (int64_t n = 0; n < PANEL; n += WIDE * LANES) {
                     const float *its = inputs + i * stride + k;
                     float *sums = outputs + i * line + panel + n;
                     const uint8_t *next = group + (AHEAD * PANEL + n * channels) * bytes;
@@ -471,6 +507,7 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
 #undef AT
 #undef READ
 #undef BLOCK
+#undef WIDE
 #undef TOKENS
 #undef QUERIES
 #undef AHEAD

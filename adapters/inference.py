@@ -246,8 +246,10 @@ class CachedInference:
     @torch.inference_mode()
     def answers(self, observations: Sequence[AbrObservation]) -> Tensor:
         """Returns ``(B, …)`` answers for the steps to decide; ladders are checked already."""
-        distinct = list(dict.fromkeys(observations))
         with self._lock:
+            if len(observations) == 1:
+                return self._part(observations)
+            distinct = list(dict.fromkeys(observations))
             scored = torch.cat(
                 [
                     self._part(distinct[first : first + self.cache.limit])

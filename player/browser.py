@@ -161,7 +161,7 @@ async def play_in_browser(
     ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     heard = _Heard(settings, on_chunk, ended)
     async with (
-        BrowserMeter() as meter,
+        contextlib.aclosing(BrowserMeter()) as meter,
         PageServer(
             settings, parts.library, on_told=heard.take, begin=begin, fallback=fallback
         ) as page,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from types import TracebackType
-from typing import Self
 
 from player.process_tree import TreeMeter, find_process
 from player.records import ProcessRecord
@@ -16,9 +14,7 @@ SAMPLE_S = 2.0
 
 
 class BrowserMeter:
-    """Looks at a browser's processes from :meth:`start` to :meth:`stop`.
-
-    As an asynchronous context manager it looks no longer than that.
+    """Looks at a browser's processes from :meth:`start` to :meth:`stop`, or to :meth:`aclose`.
 
     Attributes:
         argument: that the browser is to be started with, by which it is found; it has no effect.
@@ -30,15 +26,8 @@ class BrowserMeter:
         self._stopped = asyncio.Event()
         self._sampling: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
+        """Looks no longer; for ``contextlib.aclosing``."""
         if self._sampling is not None:
             self._sampling.cancel()
             await asyncio.wait((self._sampling,))

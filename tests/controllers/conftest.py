@@ -1,8 +1,10 @@
-"""Observations to ask controllers with."""
+"""Observations to ask controllers with; makes ``running_service`` importable."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from player.simulated import play_simulated
 from player.trace import Trace
 from player.video import Video, generate_video
 
+sys.path.append(str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def video() -> Video:
@@ -23,7 +27,7 @@ def video() -> Video:
 @pytest.fixture(scope="session")
 def varied_trace() -> Trace:
     rates = np.random.default_rng(5).lognormal(0.3, 0.6, size=200)
-    return Trace("varied", np.arange(200) * 2.0, rates)
+    return Trace("varied", np.arange(200, dtype=np.float64) * 2.0, rates)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The controller service over real sockets: answers, refusals, deadlines, overload, batches."""
+"""The controller service over real sockets: answers, refusals, its description, its addresses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
+from running_service import DECIDE, PAST, QUESTION, Ask, Scripted, answer_to, with_service
 
 from controllers import registry
 from controllers.service import (
@@ -28,85 +25,6 @@ from controllers.service import (
     serve,
 )
 from player.observation import AbrObservation
-
-PAST = {"level": 1, "size_bytes": 150_000, "download_s": 1.2, "rebuffer_s": 0, "buffer_s": 8.0}
-QUESTION: dict[str, Any] = {
-    "levels_kbps": [300, 750, 1200],
-    "chunk_s": 4.0,
-    "chunk_index": 2,
-    "chunks_left": 3,
-    "buffer_s": 9.5,
-    "upcoming_sizes_bytes": [[150_000, 375_000, 600_000]] * 3,
-    "history": [PAST, PAST],
-}
-DECIDE = "/v1/abr/bba/decide"
-
-
-@dataclass
-class Scripted:
-    """A controller that does what a test tells it to."""
-
-    act: Callable[[AbrObservation], Any]
-
-    def decide(self, observation: AbrObservation) -> Any:
-        return self.act(observation)
-
-
-@dataclass
-class Batching:
-    """Notes the sizes of its batches; the first one waits for ``go``."""
-
-    go: threading.Event = field(default_factory=threading.Event)
-    batches: list[int] = field(default_factory=list)
-    poisoned_index: int = -1
-
-    def decide(self, observation: AbrObservation) -> int:
-        return self.decide_many([observation])[0]
-
-    def decide_many(self, observations: Sequence[AbrObservation]) -> list[int]:
-        self.go.wait(5)
-        self.batches.append(len(observations))
-        if any(seen.chunk_index == self.poisoned_index for seen in observations):
-            raise ArithmeticError("poison")
-        return [seen.chunk_index for seen in observations]
-
-
-Ask = Callable[..., Awaitable[tuple[int, Any]]]
-
-
-def with_service(
-    test: Callable[[Ask], Awaitable[Any]],
-    *,
-    limits: ServiceLimits | None = None,
-    **arms: registry.Controller,
-) -> Any:
-    """Runs ``test(ask)`` against a service; ``ask(path, body)`` returns status and document."""
-
-    async def run() -> Any:
-        controllers = {("abr", "bba"): registry.create("abr", "bba")}
-        controllers |= {("abr", name): controller for name, controller in arms.items()}
-        async with (
-            ControllerService(controllers, limits=limits) as service,
-            aiohttp.ClientSession(await service.add_address("127.0.0.1", 0)) as http,
-        ):
-
-            async def ask(
-                path: str = DECIDE, body: Any = QUESTION, *, method: str = "POST", **headers: str
-            ) -> tuple[int, Any]:
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                async with http.request(method, path, data=data, headers=headers) as response:
-                    assert response.headers["Access-Control-Allow-Origin"] == "*"
-                    text = await response.text()
-                    is_json = response.content_type == "application/json"
-                    return response.status, json.loads(text) if is_json else text
-
-            return await test(ask)
-
-    return asyncio.run(run())
-
-
-def answer_to(body: Any, path: str = DECIDE, **headers: str) -> tuple[int, Any]:
-    return with_service(lambda ask: ask(path, body, **headers))
 
 
 def test_decision_is_the_controllers() -> None:
@@ -225,87 +143,6 @@ def test_bad_deadline_is_400(text: str) -> None:
     assert (status, document["error"]["field"]) == (400, "X-Deadline-Ms")
 
 
-def test_deadline_is_kept_and_other_arms_are_not_held_up() -> None:
-    release = threading.Event()
-    slow = Scripted(lambda _: release.wait(10) and 1)
-
-    async def test(ask: Ask) -> None:
-        began = time.monotonic()
-        late = asyncio.create_task(ask("/v1/abr/slow/decide", **{"X-Deadline-Ms": "300"}))
-        await asyncio.sleep(0.05)
-        assert (await ask())[0] == 200
-        assert not late.done()
-        status, document = await late
-        assert (status, document["error"]["type"]) == (503, "deadline")
-        assert time.monotonic() - began < 5
-        release.set()
-        assert (await ask("/v1/abr/slow/decide"))[1]["decision"] == 1
-
-    with_service(test, slow=slow)
-
-
-def test_overload_is_refused_at_once() -> None:
-    release = threading.Event()
-    slow = Scripted(lambda _: release.wait(10) and 1)
-
-    async def test(ask: Ask) -> None:
-        waiting = [asyncio.create_task(ask("/v1/abr/slow/decide")) for _ in range(3)]
-        await asyncio.sleep(0.2)
-        status, document = await ask("/v1/abr/slow/decide")
-        assert (status, document["error"]["type"]) == (503, "overload")
-        assert (await ask())[0] == 200  # another arm is not held up
-        release.set()
-        assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200, 200]
-        assert (await ask())[0] == 200
-
-    with_service(test, slow=slow, limits=ServiceLimits(waiting=3))
-
-
-def test_hung_arm_refuses_at_once_when_its_queue_is_full() -> None:
-    release = threading.Event()
-    hung = Scripted(lambda _: release.wait(20) and 1)
-
-    async def test(ask: Ask) -> None:
-        kinds = []
-        for _ in range(6):
-            _, document = await ask("/v1/abr/hung/decide", **{"X-Deadline-Ms": "20"})
-            kinds.append(document["error"]["type"])
-        assert kinds == ["deadline"] * 4 + ["overload"] * 2
-        assert (await ask())[0] == 200
-        release.set()
-
-    with_service(test, hung=hung, limits=ServiceLimits(waiting=3))
-
-
-def test_questions_whose_asker_is_gone_never_reach_the_controller() -> None:
-    release = threading.Event()
-    seen: list[int] = []
-
-    def decide(observation: AbrObservation) -> int:
-        seen.append(observation.chunk_index)
-        release.wait(10)
-        return 1
-
-    async def test(ask: Ask) -> str:
-        waiting = [
-            asyncio.create_task(ask("/v1/abr/slow/decide", question(index))) for index in range(4)
-        ]
-        for in_flight in (4, 1):
-            line = f"testbed_in_flight {in_flight}\n"
-            while line not in (await ask("/metrics", method="GET"))[1]:
-                await asyncio.sleep(0.01)
-            for one in waiting[1:]:  # the first keeps the controller busy
-                one.cancel()
-        release.set()
-        assert (await waiting[0])[0] == 200
-        assert (await ask("/v1/abr/slow/decide", question(9)))[0] == 200
-        return str((await ask("/metrics", method="GET"))[1])
-
-    text = with_service(test, slow=Scripted(decide))
-    assert seen == [0, 9]
-    assert 'testbed_requests_total{task="abr",arm="slow",outcome="aborted"} 3' in text
-
-
 def test_broken_controller_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: AbrObservation) -> int:
         raise ZeroDivisionError("oops")
@@ -329,40 +166,6 @@ def test_odd_decisions_are_the_players_business(decision: Any, sent: Any) -> Non
     ask_odd = with_service(lambda ask: ask("/v1/abr/odd/decide"), odd=Scripted(lambda _: decision))
     assert ask_odd[0] == 200
     assert ask_odd[1]["decision"] == sent
-
-
-def question(index: int) -> dict[str, Any]:
-    return QUESTION | {"chunk_index": index, "history": [PAST] * index}
-
-
-def test_what_waits_is_answered_in_one_call() -> None:
-    batching = Batching()
-
-    async def test(ask: Ask) -> list[int]:
-        tasks = [
-            asyncio.create_task(ask("/v1/abr/many/decide", question(index))) for index in range(20)
-        ]
-        await asyncio.sleep(0.3)
-        batching.go.set()
-        return [document["decision"] for _, document in await asyncio.gather(*tasks)]
-
-    assert with_service(test, many=batching) == list(range(20))
-    assert sum(batching.batches) == 20
-    assert len(batching.batches) <= 3
-
-
-def test_one_poisoned_question_does_not_spoil_the_batch() -> None:
-    batching = Batching(poisoned_index=7)
-
-    async def test(ask: Ask) -> list[int]:
-        tasks = [
-            asyncio.create_task(ask("/v1/abr/many/decide", question(index))) for index in range(12)
-        ]
-        await asyncio.sleep(0.3)
-        batching.go.set()
-        return [status for status, _ in await asyncio.gather(*tasks)]
-
-    assert with_service(test, many=batching) == [200] * 7 + [500] + [200] * 4
 
 
 def test_description_has_schemas() -> None:
@@ -491,15 +294,3 @@ def test_signals_end_it_in_order(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.stdout.read() == "done\n"
         assert process.wait(timeout=10) == 0
-
-
-def test_a_hung_controller_does_not_keep_it_from_ending() -> None:
-    release = threading.Event()
-    began = time.monotonic()
-    hung = Scripted(lambda _: release.wait(60) and 1)
-    status, _ = with_service(
-        lambda ask: ask("/v1/abr/hung/decide", **{"X-Deadline-Ms": "50"}), hung=hung
-    )
-    release.set()
-    assert status == 503
-    assert time.monotonic() - began < 20

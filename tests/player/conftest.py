@@ -1,17 +1,25 @@
-"""A small video with its content, and a DASH server on loopback."""
+"""A small video with its content, a DASH server on loopback, a browser.
+
+Makes ``loopback`` and ``browser_sessions`` importable.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from player.browser_parts import BrowserMissing, BrowserParts, find_browser
 from player.content import ContentPack, load_pack
-from player.server import HostedVideo, RequestLogEntry, serve
+from player.server import HostedVideo, RequestLogEntry
 from player.video import Video, generate_video
+
+sys.path.append(str(Path(__file__).parent))
+from loopback import serving
 
 VIDEO_NAME = "demo"
 
@@ -32,24 +40,18 @@ def pack(small_video: Video) -> ContentPack:
 def running_server(small_video: Video, pack: ContentPack) -> RunningServer:
     """``async with running_server(log) as base_url``: serves the small video."""
 
-    @contextlib.asynccontextmanager
-    async def run(
+    def run(
         log: list[RequestLogEntry] | None = None, video: Video | None = None
-    ) -> AsyncIterator[str]:
-        ready: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
-        server = asyncio.create_task(
-            serve(
-                {VIDEO_NAME: HostedVideo(video or small_video, pack)},
-                address=("127.0.0.1", 0),
-                on_request=None if log is None else log.append,
-                ready=ready.set_result,
-            )
-        )
-        try:
-            (url,) = await ready
-            yield url
-        finally:
-            server.cancel()
-            await asyncio.wait([server])
+    ) -> contextlib.AbstractAsyncContextManager[str]:
+        return serving({VIDEO_NAME: HostedVideo(video or small_video, pack)}, log)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def parts() -> BrowserParts:
+    """Of a browser; skips without one."""
+    try:
+        return find_browser()
+    except BrowserMissing as missing:
+        pytest.skip(str(missing))

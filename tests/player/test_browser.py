@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aiohttp import web
+from browser_sessions import fetched, served
 
 from player.browser import BrowserFailed, BrowserSession, play_in_browser
-from player.browser_page import FALLBACK_PATH, Asked, PageArm, PageSettings
-from player.browser_parts import BrowserMissing, BrowserParts, find_browser
+from player.browser_page import FALLBACK_PATH
+from player.browser_parts import BrowserParts
 from player.browser_records import PageError
-from player.browser_rules import DASHJS_CONTROLLERS, active_rules
-from player.content import load_pack
+from player.browser_rules import DASHJS_CONTROLLERS
 from player.machine import PlayerConfig
 from player.observation import AbrObservation
-from player.server import HostedVideo, RequestLogEntry, serve
-from player.sockets import base_url, listening_socket
+from player.server import RequestLogEntry
 from player.video import Video, generate_video
 
 HANG_S = 3600.0
 TIMEOUT_S = 0.5
 #: All chunks fit, so that a session takes as long as its downloads.
 ENDLESS_CAP_S = 1000.0
-
-
-@pytest.fixture(scope="module")
-def parts() -> BrowserParts:
-    try:
-        return find_browser()
-    except BrowserMissing as missing:
-        pytest.skip(str(missing))
 
 
 def video_of(chunks: int) -> Video:
@@ -72,29 +62,6 @@ class Controller:
         return web.json_response(answer, headers={"Access-Control-Allow-Origin": "*"})
 
 
-@contextlib.asynccontextmanager
-async def served(
-    video: Video, controller: Controller
-) -> AsyncIterator[tuple[str, str, list[RequestLogEntry]]]:
-    """URLs of manifest and controller, and the media server's log."""
-    app = web.Application()
-    app.router.add_post("/decide", controller.decide)
-    controller.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await controller.runner.setup()
-    listener, media = listening_socket("127.0.0.1", 0), listening_socket("127.0.0.1", 0)
-    controller_url, media_url = base_url(listener), base_url(media)
-    await web.SockSite(controller.runner, listener).start()
-    log: list[RequestLogEntry] = []
-    hosted = HostedVideo(video, load_pack(video.levels_kbps, video.chunk_s))
-    server = asyncio.create_task(serve({"video": hosted}, sockets=[media], on_request=log.append))
-    try:
-        yield f"{media_url}/video/manifest.mpd", f"{controller_url}/decide", log
-    finally:
-        server.cancel()
-        await asyncio.wait([server])
-        await controller.runner.cleanup()
-
-
 def play(
     parts: BrowserParts,
     controller: Controller,
@@ -107,41 +74,20 @@ def play(
     """Plays a session; the log is that of the media server."""
 
     async def main() -> tuple[BrowserSession, list[RequestLogEntry]]:
-        video = video_of(chunks)
-        async with served(video, controller) as (manifest_url, controller_url, log):
-            asked = Asked(
-                url=controller_url,
+        async with served(video_of(chunks), controller.decide) as hosts:
+            controller.runner = hosts.controller
+            settings = hosts.page(
+                rule=rule,
+                player=PlayerConfig(buffer_cap_s=ENDLESS_CAP_S),
                 timeout_s=TIMEOUT_S,
                 fallback_url=None if fallback is None else FALLBACK_PATH,
-            )
-            settings = PageSettings(
-                title="A clip on the loopback",
-                manifest_url=manifest_url,
-                session_id="test",
-                video=video,
-                arms=(
-                    PageArm(
-                        name=rule or "scripted",
-                        rules=active_rules(rule or ""),
-                        asked=asked if rule is None else None,
-                    ),
-                ),
-                player=PlayerConfig(buffer_cap_s=ENDLESS_CAP_S),
-                chunk_timeout_s=60.0,
             )
             played = await play_in_browser(
                 parts, settings, fallback=fallback, screenshot=screenshot
             )
-            return played, log
+            return played, hosts.log
 
     return asyncio.run(main())
-
-
-def fetched(log: Sequence[RequestLogEntry]) -> list[tuple[int, int]]:
-    """Chunk and level of each request for media, in order."""
-    names = [entry.path.rsplit("/", 1)[1] for entry in log]
-    parsed = [name.removesuffix(".m4s").split("-") for name in names if name.endswith(".m4s")]
-    return [(int(number) - 1, int(level)) for _, level, number in parsed]
 
 
 def lowest(observation: AbrObservation) -> int:

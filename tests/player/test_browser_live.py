@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from aiohttp import web
+from browser_sessions import fetched, served
 
 from player import browser_page
 from player.browser import BrowserSession, play_in_browser
-from player.browser_page import Asked, PageArm, PageSettings
-from player.browser_parts import BrowserMissing, BrowserParts, find_browser
+from player.browser_page import PageSettings
+from player.browser_parts import BrowserParts
 from player.browser_records import PageError
-from player.browser_rules import active_rules
-from player.content import load_pack
 from player.live import Live, available_s, parse_start
 from player.machine import PlayerConfig
-from player.server import HostedVideo, RequestLogEntry, serve
-from player.sockets import base_url, listening_socket
+from player.server import RequestLogEntry
 from player.video import Video, generate_video
 
 CHUNKS = 10
@@ -34,13 +31,10 @@ SLACK_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def parts() -> BrowserParts:
+def parts(parts: BrowserParts) -> BrowserParts:
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg, which makes chunks of a second, is not installed")
-    try:
-        return find_browser()
-    except BrowserMissing as missing:
-        pytest.skip(str(missing))
+    return parts
 
 
 def video_of(chunks: int) -> Video:
@@ -54,62 +48,24 @@ async def decide(request: web.Request) -> web.Response:
     return web.json_response(answer, headers={"Access-Control-Allow-Origin": "*"})
 
 
-@contextlib.asynccontextmanager
-async def served(video: Video) -> AsyncIterator[tuple[str, str, list[RequestLogEntry]]]:
-    """URLs of manifest and controller, and the media server's log."""
-    app = web.Application()
-    app.router.add_post("/decide", decide)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    listener, media = listening_socket("127.0.0.1", 0), listening_socket("127.0.0.1", 0)
-    controller_url, media_url = base_url(listener), base_url(media)
-    await web.SockSite(runner, listener).start()
-    log: list[RequestLogEntry] = []
-    hosted = HostedVideo(video, load_pack(video.levels_kbps, video.chunk_s))
-    server = asyncio.create_task(serve({"video": hosted}, sockets=[media], on_request=log.append))
-    try:
-        yield f"{media_url}/video/manifest.mpd", f"{controller_url}/decide", log
-    finally:
-        server.cancel()
-        await asyncio.wait([server])
-        await runner.cleanup()
-
-
 def play(
     parts: BrowserParts, live: Live, *, chunks: int = CHUNKS, rule: str | None = None
 ) -> tuple[BrowserSession, list[RequestLogEntry]]:
     """Plays a session; the log is that of the media server."""
 
     async def main() -> tuple[BrowserSession, list[RequestLogEntry]]:
-        video = video_of(chunks)
-        async with served(video) as (manifest_url, controller_url, log):
-            asked = Asked(url=controller_url, timeout_s=5.0, fallback_url=None)
-            arm = PageArm(
-                name=rule or "scripted",
-                rules=active_rules(rule or ""),
-                asked=asked if rule is None else None,
-            )
-            settings = PageSettings(
-                title="An event on the loopback",
-                manifest_url=manifest_url,
-                session_id="test",
-                video=video,
-                arms=(arm,),
-                player=PlayerConfig(live=live),
-                chunk_timeout_s=60.0,
-            )
-            return await play_in_browser(parts, settings), log
+        async with served(video_of(chunks), decide) as hosts:
+            settings = hosts.page(rule=rule, player=PlayerConfig(live=live), timeout_s=5.0)
+            return await play_in_browser(parts, settings), hosts.log
 
     return asyncio.run(main())
 
 
-def fetched(log: Sequence[RequestLogEntry]) -> list[tuple[int, int]]:
+def fetched_of_event(log: Sequence[RequestLogEntry]) -> list[tuple[int, int]]:
     """Chunk and level of each request for media, in order; all of one event."""
     assert {entry.path.split("/")[1] for entry in log} == {"live"}
     assert {entry.status for entry in log} == {200}
-    names = [entry.path.rsplit("/", 1)[1] for entry in log]
-    parsed = [name.removesuffix(".m4s").split("-") for name in names if name.endswith(".m4s")]
-    return [(int(number) - 1, int(level)) for _, level, number in parsed]
+    return fetched(log)
 
 
 def latencies_s(played: BrowserSession) -> list[float]:
@@ -121,7 +77,7 @@ def latencies_s(played: BrowserSession) -> list[float]:
 def test_every_chunk_of_an_event_is_the_controllers_decision(parts: BrowserParts) -> None:
     live = Live(target_latency_s=3.0, catch_up=0.05)
     played, log = play(parts, live)
-    assert fetched(log) == list(enumerate(LEVELS))
+    assert fetched_of_event(log) == list(enumerate(LEVELS))
     assert [chunk.level for chunk in played.chunks] == LEVELS
     for chunk in played.chunks:
         earliest_s = available_s(chunk.index, CHUNK_S) - live.target_latency_s
@@ -137,8 +93,8 @@ def test_every_chunk_of_an_event_is_the_controllers_decision(parts: BrowserParts
 def test_rules_of_dash_js_wait_for_the_event_too(parts: BrowserParts) -> None:
     live = Live(target_latency_s=2.5, catch_up=0.0)
     played, log = play(parts, live, chunks=5, rule="dashjs-lolp")
-    assert [chunk for chunk, _ in fetched(log)] == list(range(5))
-    assert [(chunk.index, chunk.level) for chunk in played.chunks] == fetched(log)
+    assert [chunk for chunk, _ in fetched_of_event(log)] == list(range(5))
+    assert [(chunk.index, chunk.level) for chunk in played.chunks] == fetched_of_event(log)
 
 
 def test_a_set_up_that_takes_too_long_fails(

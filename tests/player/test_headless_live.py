@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
+from loopback import serving, with_content
 
 from player import mpd
 from player.abandonment import Abandonment
@@ -18,10 +18,9 @@ from player.live import Live, available_s, live_url
 from player.machine import PlayerConfig
 from player.media_http import PlaybackError
 from player.observation import AbrObservation
-from player.server import HostedVideo, RequestLogEntry, serve
+from player.server import RequestLogEntry
 from player.video import Video, generate_video
 
-RunningServer = Callable[..., contextlib.AbstractAsyncContextManager[str]]
 CHUNK_S = 1.0
 LIVE = Live(target_latency_s=2.0, catch_up=0.1)
 #: Enough for the set-up on loopback, on a busy machine as well.
@@ -35,26 +34,6 @@ def short_video() -> Video:
     return generate_video(
         "demo", levels_kbps=(300.0, 750.0, 4300.0), chunk_s=CHUNK_S, rng=rng, chunks=6
     )
-
-
-@contextlib.asynccontextmanager
-async def served(video: Video, log: list[RequestLogEntry] | None = None) -> AsyncIterator[str]:
-    ready: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
-    content = load_pack(video.levels_kbps, video.chunk_s)
-    server = asyncio.create_task(
-        serve(
-            {"demo": HostedVideo(video, content)},
-            address=("127.0.0.1", 0),
-            on_request=None if log is None else log.append,
-            ready=ready.set_result,
-        )
-    )
-    try:
-        (url,) = await ready
-        yield url
-    finally:
-        server.cancel()
-        await asyncio.wait([server])
 
 
 async def level_one(_: AbrObservation) -> int:
@@ -72,7 +51,7 @@ def join(
     """Plays an event that is soon as old as the target."""
 
     async def session() -> PlayedSession:
-        async with served(video, log) as url:
+        async with serving({"demo": with_content(video)}, log) as url:
             starts_s = time.time() + SOON_S - LIVE.target_latency_s
 
             async def pause() -> None:
@@ -119,7 +98,7 @@ def test_a_set_up_that_takes_too_long_is_told(short_video: Video) -> None:
 
 def test_a_player_chooses_when_to_join_where_nobody_tells_it(short_video: Video) -> None:
     async def session() -> PlayedSession:
-        async with served(short_video) as url:
+        async with serving({"demo": with_content(short_video)}) as url:
             return await play_headless(
                 manifest_url=f"{url}/demo/manifest.mpd",
                 ask=level_one,
@@ -135,7 +114,7 @@ def test_a_player_chooses_when_to_join_where_nobody_tells_it(short_video: Video)
 
 def test_an_event_is_not_played_on_demand(short_video: Video) -> None:
     async def session() -> None:
-        async with served(short_video) as url:
+        async with serving({"demo": with_content(short_video)}) as url:
             event = live_url(f"{url}/demo/manifest.mpd", time.time(), 2.0)
             await play_headless(manifest_url=event, ask=level_one, session_id="s")
 

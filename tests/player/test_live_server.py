@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import serving
 
 from player.content import ContentPack
 from player.live import live_folder, live_url, parse_start
 from player.live_mpd import LiveEvent, read_start_s
 from player.mpd import MpdError, parse_mpd, read_sizes, write_mpd
-from player.server import HostedTiledVideo, serve
+from player.server import HostedTiledVideo
 from player.tiled_mpd import read_tiled_mpd
 from player.tiled_video import generate_tiled_video
 from player.tiles import TileGrid
@@ -213,19 +214,12 @@ def test_tiled_videos_are_no_events() -> None:
     video = generate_tiled_video("sphere", 2, np.random.default_rng(8), grid=TileGrid(1, 2))
 
     async def ask() -> list[int]:
-        ready: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
-        hosted = {"sphere": HostedTiledVideo(video)}
-        server = asyncio.create_task(
-            serve(hosted, address=("127.0.0.1", 0), ready=ready.set_result)
-        )
-        (url,) = await ready
         found = []
-        async with aiohttp.ClientSession() as http:
+        videos = {"sphere": HostedTiledVideo(video)}
+        async with serving(videos) as url, aiohttp.ClientSession() as http:
             for name in ("manifest.mpd", "sizes.json", "tile-0-0-1.m4s"):
                 async with http.get(f"{url}/live/start_1/sphere/{name}") as response:
                     found.append(response.status)
-        server.cancel()
-        await asyncio.wait([server])
         return found
 
     assert asyncio.run(ask()) == [404, 404, 404]

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import aiohttp
 import numpy as np
 import pytest
+from loopback import serving
 
 from player import fmp4
 from player.content import ContentPack
 from player.fmp4 import ContentError
-from player.server import Hosted, HostedTiledVideo, HostedVideo, RequestLogEntry, serve
+from player.server import Hosted, HostedTiledVideo, HostedVideo, RequestLogEntry
 from player.tiled_content import tile_segment
 from player.tiled_mpd import read_tile_size_table, read_tiled_mpd
 from player.tiled_video import TiledVideo, generate_tiled_video
@@ -43,26 +44,12 @@ def get(
     **headers: str,
 ) -> list[Answer]:
     async def request() -> list[Answer]:
-        ready: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
-        server = asyncio.create_task(
-            serve(
-                hosted,
-                address=("127.0.0.1", 0),
-                on_request=None if log is None else log.append,
-                ready=ready.set_result,
-            )
-        )
         answers = []
-        try:
-            (url,) = await ready
-            async with aiohttp.ClientSession() as http:
-                for path in paths:
-                    async with http.request(method, url + path, headers=headers) as response:
-                        body = await response.read()
-                        answers.append((response.status, dict(response.headers), body))
-        finally:
-            server.cancel()
-            await asyncio.wait([server])
+        async with serving(hosted, log) as url, aiohttp.ClientSession() as http:
+            for path in paths:
+                async with http.request(method, url + path, headers=headers) as response:
+                    body = await response.read()
+                    answers.append((response.status, dict(response.headers), body))
         return answers
 
     return asyncio.run(request())

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loopback import serving
 
 from player.head_motion import HeadMotion
 from player.media_http import Limits, PlaybackError
 from player.mpd import MpdError
-from player.server import HostedTiledVideo, RequestLogEntry, serve
+from player.server import HostedTiledVideo, RequestLogEntry
 from player.simulated import DecisionTime
 from player.tiled_events import FetchTile, TiledPlayerConfig
 from player.tiled_headless import Delivery, PlayedTiledSession, drive_tiled, play_tiled_headless
@@ -89,7 +90,7 @@ class FakeTiledMedia:
     async def fetch(self, command: FetchTile, player: TiledPlayer) -> Delivery:
         self._deliver(self.now())
         self._link.begin(command.connection, command.size_bytes)
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
         self._waiting[command.connection] = future
         self._wait_for_next()
         return await future
@@ -198,28 +199,15 @@ def test_both_drivers_over_the_same_network_give_equal_sessions(
 async def tile_server(
     log: list[RequestLogEntry] | None = None, video: TiledVideo | None = None
 ) -> AsyncIterator[str]:
-    ready: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
-    server = asyncio.create_task(
-        serve(
-            {"demo": HostedTiledVideo(video or tiled_video(3))},
-            address=("127.0.0.1", 0),
-            on_request=None if log is None else log.append,
-            ready=ready.set_result,
-        )
-    )
-    try:
-        (url,) = await ready
+    async with serving({"demo": HostedTiledVideo(video or tiled_video(3))}, log) as url:
         yield f"{url}/demo/manifest.mpd"
-    finally:
-        server.cancel()
-        await asyncio.wait([server])
 
 
 def play(log: list[RequestLogEntry] | None = None, **settings: Any) -> PlayedTiledSession:
     async def session() -> PlayedTiledSession:
         async with tile_server(log) as url:
-            told = {"motion": wandering(), "ask": ask_static, "session_id": "s 1"} | settings
-            return await play_tiled_headless(manifest_url=url, **told)
+            usual: dict[str, Any] = {"motion": wandering(), "ask": ask_static, "session_id": "s 1"}
+            return await play_tiled_headless(manifest_url=url, **(usual | settings))
 
     return asyncio.run(session())
 
