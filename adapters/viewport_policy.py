@@ -279,9 +279,13 @@ class ViewportPolicy(nn.Module):
         return self.decide_many([observation])[0]
 
     def decide_many(
-        self, observations: Sequence[ViewportObservation]
+        self, observations: Sequence[ViewportObservation], *, caution: float = 1.0
     ) -> list[tuple[Viewport, ...]]:
         """Returns one viewport per step for each observation.
+
+        Args:
+            observations: of one session or of many.
+            caution: the spreads that are told over those that are expected.
 
         Raises:
             HorizonError: more than 20 steps are asked for.
@@ -298,7 +302,8 @@ class ViewportPolicy(nn.Module):
                 inputs = ViewportInputs(inputs.turns, inputs.level, inputs.others, inputs.absent)
             told = zip(indices, asked, *self.foretell(inputs), strict=True)
             for index, one, moved, spreads in told:
-                decided[index] = _viewports(one, moved, spreads)
+                told_deg = np.minimum(caution * spreads, MAX_SPREAD_DEG)
+                decided[index] = _viewports(one, moved, told_deg)
         return decided
 
     def _tells_image(self, observation: ViewportObservation) -> bool:

@@ -28,8 +28,10 @@ FloatArray = NDArray[np.float64]
 
 #: Level of a tile that is not there.
 MISSING = -1
-#: Tiles that fill less of the field of view than this are not worth a request.
-NEGLIGIBLE_SHARE = 1e-3
+#: Tiles that are expected to fill less of the field of view than this are not fetched ahead. Of
+#: 0.001, 0.003, 0.01 and 0.03 the one with the best level in view for "no motion" on training
+#: recordings, where what is missing counts as a level below the lowest.
+LEAST_SHARE = 0.01
 #: Fetching a tile once more wastes what is there, so it has to gain this much.
 MIN_GAIN_OF_REPLACEMENT = 0.01
 LATTICE_STEP_DEG = 5.0
@@ -290,6 +292,7 @@ def allocate(
     *,
     budget_s: float,
     link: LinkEstimate | None,
+    least_share: float = LEAST_SHARE,
     is_whole_base: bool = False,
     is_base_kept: bool = False,
 ) -> tuple[int, ...]:
@@ -305,6 +308,7 @@ def allocate(
         have: levels that are there or on their way to the last byte, ``MISSING`` for none.
         budget_s: seconds of download time.
         link: what tiles cost; None: not known yet, nothing above level 0.
+        least_share: of the field of view that a tile must be expected to fill.
         is_whole_base: whether all tiles get level 0, not only those that may be seen.
         is_base_kept: whether level 0 is fetched even of tiles that get a better level.
 
@@ -312,7 +316,7 @@ def allocate(
         Levels, never below ``have``; ``MISSING``: not to be fetched.
     """
     chosen = [
-        0 if level == MISSING and (is_whole_base or share >= NEGLIGIBLE_SHARE) else level
+        0 if level == MISSING and (is_whole_base or share >= least_share) else level
         for level, share in zip(have, shares.tolist(), strict=True)
     ]
     if link is None:
@@ -320,7 +324,7 @@ def allocate(
     worth = [math.log(kbps / levels_kbps[0]) for kbps in levels_kbps]
     left_s = budget_s
     costs: dict[int, list[float]] = {}
-    for tile in np.flatnonzero(shares >= NEGLIGIBLE_SHARE).tolist():
+    for tile in np.flatnonzero(shares >= least_share).tolist():
         costs[tile] = [link.seconds(size) for size in sizes_bytes[tile]]
     left_s -= sum(
         link.seconds(sizes_bytes[tile][0])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from player.machine import Started, Stop, TimerFired, WaitUntil
-from player.tile_allocation import Assumed
+from player.tile_allocation import LEAST_SHARE, Assumed
 from player.tiles import FieldOfView
 from player.viewport_observation import Viewport, ViewportObservation
 
@@ -113,6 +113,8 @@ class TiledPlayerConfig:
             waits for it.
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all of them, at
             least at level 0.
+        least_share: of the field of view that a tile must be expected to fill to be fetched ahead.
+            Less: fewer blanks, for lower levels of what is seen.
         base_first: whether all tiles that are wanted come at level 0 before any comes at a better
             one, which replaces it: fewer blanks when the link drops, for more bytes.
         safety: share of the time that is left which is planned for.
@@ -133,6 +135,7 @@ class TiledPlayerConfig:
     connections: int = 4
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
+    least_share: float = LEAST_SHARE
     base_first: bool = False
     safety: float = 0.95
     refresh_s: float | None = 0.4
@@ -147,6 +150,7 @@ class TiledPlayerConfig:
             ("connections", self.connections >= 1, "at least 1"),
             ("missing", self.missing in ("blank", "stall"), "blank or stall"),
             ("base", self.base in ("seen", "all"), "seen or all"),
+            ("least_share", 0 < self.least_share < 1, "above 0, below 1"),
             ("safety", 0 < self.safety <= 1, "above 0, at most 1"),
             ("refresh_s", self.refresh_s is None or self.refresh_s > 0, "positive or None"),
             ("piece_s", self.piece_s is None or self.piece_s > 0, "positive or None"),

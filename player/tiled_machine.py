@@ -65,8 +65,7 @@ from player.viewport_records import TiledChunkRecord
 
 __all__ = ["TiledPlayer", "TiledPlayerConfig", "TiledPlayerConfigError"]
 
-#: A tile that fills this much of the field of view is looked at: of one tick in five it is what
-#: NEGLIGIBLE_SHARE is of a chunk, so that what is looked at as foretold has been fetched.
+#: A tile that fills this much of the field of view is looked at, and fetched if it is missing.
 TOUCHED_SHARE = 0.005
 #: Times closer than this are the same: sums of floats, far below a clock's resolution.
 ROUNDING_S = 1e-9
@@ -328,6 +327,7 @@ class TiledPlayer:
             account.pending,
             budget_s=budget_s,
             link=link,
+            least_share=self._config.least_share,
             is_whole_base=self._config.base == "all",
             is_base_kept=self._config.base_first,
         )

@@ -59,6 +59,7 @@ class ViewportExperiment(Experiment):
             connections=self.player.connections,
             missing=self.player.missing,
             base=self.player.base,
+            least_share=self.player.least_share,
             base_first=self.player.base_first,
             safety=self.player.safety,
             piece_s=self.player.piece_s or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from player.tile_allocation import LEAST_SHARE
 from player.tiled_video import DEFAULT_CHUNK_S, DEFAULT_GRID, DEFAULT_LEVELS_KBPS
 from player.tiles import FieldOfView, TileGrid
 from player.viewport_observation import MAX_EARLIER_VIEWERS
@@ -78,6 +79,7 @@ class TiledPlayerSettings:
         connections: tiles that are downloaded at once, at most.
         missing: ``blank``: what is not there in time is not shown; ``stall``: playback waits.
         base: ``seen``: only tiles that may be seen are fetched; ``all``: all, at least at level 0.
+        least_share: of the field of view that a tile must be expected to fill to be fetched ahead.
         base_first: whether level 0 of all of those comes before any better level.
         safety: share of the time that is left which is planned for.
         piece_s: tiles that take longer than this on the whole link come in pieces; 0: never.
@@ -93,6 +95,7 @@ class TiledPlayerSettings:
     connections: int = 4
     missing: Literal["blank", "stall"] = "blank"
     base: Literal["seen", "all"] = "seen"
+    least_share: float = LEAST_SHARE
     base_first: bool = False
     safety: float = 0.95
     piece_s: float = 0.1

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from player.tile_allocation import (
+    LEAST_SHARE,
     MISSING,
-    NEGLIGIBLE_SHARE,
     Assumed,
     LinkEstimate,
     ThroughputMeter,
@@ -83,7 +83,7 @@ def sizes(tiles: int) -> list[list[int]]:
 def test_a_fast_link_gives_all_that_may_be_seen_the_top_level() -> None:
     shares = share_of(Viewport(0, 0, 0))
     levels = allocate(shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=1.0, link=FAST)
-    assert [level == 3 for level in levels] == (shares >= NEGLIGIBLE_SHARE).tolist()
+    assert [level == 3 for level in levels] == (shares >= LEAST_SHARE).tolist()
     assert set(levels) == {MISSING, 3}
     whole = allocate(
         shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=1.0, link=FAST, is_whole_base=True
@@ -97,7 +97,7 @@ def test_without_time_or_knowledge_there_is_only_the_base(
 ) -> None:
     shares = share_of(Viewport(0, 0, 0))
     levels = allocate(shares, sizes(72), LEVELS_KBPS, [MISSING] * 72, budget_s=budget_s, link=link)
-    assert [level == 0 for level in levels] == (shares >= NEGLIGIBLE_SHARE).tolist()
+    assert [level == 0 for level in levels] == (shares >= LEAST_SHARE).tolist()
 
 
 def test_one_step_by_hand() -> None:

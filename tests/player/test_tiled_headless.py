@@ -161,7 +161,7 @@ def test_both_drivers_over_the_same_network_give_equal_sessions(
     rng = np.random.default_rng(11)
     trace = Trace("t", np.arange(20.0), rng.lognormal(0.0, 0.8, size=20))
     model = SharedLinkModel.tcp(trace, delay_s)
-    config = TiledPlayerConfig(missing=missing, base=base)
+    config = TiledPlayerConfig(missing=missing, base=base, least_share=1e-3)
     simulated = TiledPlayer(tiled_video(), wandering(), config)
     simulated_s = play_tiled_simulated(
         simulated,

@@ -70,7 +70,8 @@ class Oracle:
 @pytest.mark.parametrize("missing", ["blank", "stall"])
 def test_with_an_oracle_and_any_bandwidth_there_is_nothing_but_the_top_level(missing: Any) -> None:
     motion = wandering(1)
-    player = TiledPlayer(video(), motion, TiledPlayerConfig(missing=missing, base="all"))
+    config = TiledPlayerConfig(missing=missing, base="all", least_share=1e-3)
+    player = TiledPlayer(video(), motion, config)
     wall_s = play_tiled_simulated(
         player, SharedLinkModel(trace=flat(1e5), rtt_s=0.0), Oracle(motion)
     )
@@ -139,7 +140,8 @@ def test_base_tiles_at_a_constant_rate_start_playback_after_size_over_rate() -> 
 def test_thinking_time_is_playback_time_and_downloads_go_on_meanwhile() -> None:
     motion = wandering(2)
     link = SharedLinkModel.tcp(flat(3.0), 0.02)
-    players = [TiledPlayer(video(), motion) for _ in range(2)]
+    config = TiledPlayerConfig(least_share=1e-3)  # of which the first chunk keeps the link busy
+    players = [TiledPlayer(video(), motion, config) for _ in range(2)]
     free_s = play_tiled_simulated(players[0], link, static)
     cost = DecisionTime(compute_s=0.1, network_s=0.05)
     slow_s = play_tiled_simulated(players[1], link, static, decision_time=cost)
