@@ -111,6 +111,17 @@ def test_the_language_model_adds_something(netllm: Any, motions: list[HeadMotion
     assert netllm.policy.addition.head.weight.abs().max() > 0
 
 
+def test_caution_widens_the_spreads_and_moves_nothing(
+    netllm: Any, motions: list[HeadMotion]
+) -> None:
+    one = observation_at(motions[0], 60)
+    bold = create("viewport", "netllm", {"caution": 1.0})
+    for wide, narrow in zip(netllm.decide(one), bold.decide(one), strict=True):
+        assert wide.pose == narrow.pose
+        assert wide.yaw_spread_deg == pytest.approx(netllm.caution * narrow.yaw_spread_deg)
+        assert wide.pitch_spread_deg == pytest.approx(netllm.caution * narrow.pitch_spread_deg)
+
+
 def test_other_horizons(controller: Any, motions: list[HeadMotion]) -> None:
     one = observation_at(motions[0], 60)
     short = dataclasses.replace(one, horizon=5)
@@ -135,6 +146,8 @@ def test_image_features_are_not_taken_by_what_never_saw_any(
         ("gru", {"checkpoint": "builtin:nothing"}, "unknown checkpoint"),
         ("netllm", {"checkpoint": "nowhere"}, "no such folder"),
         ("netllm", {"threads": -1}, "threads"),
+        ("netllm", {"caution": 0.0}, "caution"),
+        ("netllm", {"caution": float("nan")}, "caution"),
         ("gru", {"threads": -1}, "threads"),
         ("netllm", {"inference": "guess"}, "inference"),
         ("netllm", {"backbone": "minilm:random-1"}, "fingerprint"),

@@ -91,6 +91,21 @@ def test_a_fast_link_gives_all_that_may_be_seen_the_top_level() -> None:
     assert set(whole) == {0, 3}
 
 
+def test_the_least_share_decides_what_is_fetched_ahead() -> None:
+    shares = np.array([0.9, 0.06, 0.03, 0.01])
+    for least_share, fetched in ((0.001, 4), (0.01, 4), (0.02, 3), (0.05, 2)):
+        levels = allocate(
+            shares,
+            sizes(4),
+            LEVELS_KBPS,
+            [MISSING] * 4,
+            budget_s=1.0,
+            link=FAST,
+            least_share=least_share,
+        )
+        assert [level != MISSING for level in levels] == [tile < fetched for tile in range(4)]
+
+
 @pytest.mark.parametrize(("link", "budget_s"), [(None, 10.0), (FAST, 0.0), (FAST, -1.0)])
 def test_without_time_or_knowledge_there_is_only_the_base(
     link: LinkEstimate | None, budget_s: float

@@ -143,6 +143,8 @@ def test_answers_that_are_none_are_refused(answer: object) -> None:
         ("connections", 0),
         ("missing", "skip"),
         ("base", "none"),
+        ("least_share", 0.0),
+        ("least_share", 1.0),
         ("safety", 1.5),
         ("refresh_s", 0.0),
         ("piece_s", 0.0),
