@@ -31,9 +31,9 @@ class NetLlm:
         threads: CPU threads that torch may use in this process; 0 leaves torch's choice.
         inference: how the language model is run: ``lean`` in a pass of our own, ``full`` in the
             library's; ``auto`` takes ``lean`` where it works, told by ``policy.inference``.
-        caution: the spreads that are told over the errors that are expected. Heads turn far, and
-            seldom, more often than a Laplace distribution of the expected error has it; wider ones
-            give away a part of a better picture for fewer blanks.
+        caution: the spreads that are told over the errors that are expected. Large turns are more
+            frequent than under a Laplace distribution of the expected error; wider spreads give
+            away a part of a better picture for fewer blanks.
     """
 
     checkpoint: str = "builtin:viewport-minilm"
