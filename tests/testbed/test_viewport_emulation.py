@@ -19,7 +19,7 @@ EXPERIMENT = (
     TOML.replace('"offline"', '"emulated"\ntraces = "fast"\nchunks = 4\nrecordings = 1', 1).replace(
         '"linear"', '"oracle"'
     )
-    + '[player]\nmissing = "stall"\n[capture]\nenabled = true\n'
+    + '[player]\nmissing = "stall"\nleast_share = 0.001\n[capture]\nenabled = true\n'
 )
 
 
