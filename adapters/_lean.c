@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-#define ABI_VERSION 3 /* compiled.py has the same number; it changes with any struct or function */
+#define ABI_VERSION 4 /* compiled.py has the same number; it changes with any struct or function */
 
 enum activation { RELU, SILU, GELU, GELU_TANH };
 
@@ -23,17 +23,21 @@ enum activation { RELU, SILU, GELU, GELU_TANH };
 #define KEYS 4
 #define LINE 16 /* floats of a cache line */
 #define MOST_LANES 16
-#define PANEL 64 /* outputs; of integers that is a cache line */
-#define PACKED 3 /* bytes of a float whose lowest byte is left out */
+#define PANEL 32 /* outputs */
 
-/* Floats (in, out) row by row; or panels of outputs: of the upper 24 bits of floats, or of integers
- * with a scale per output and group of input channels. */
+/* Floats (in, out) row by row; or panels of outputs, integers with a scale per output and group of
+ * input channels: of 8 bits, (panels, in, PANEL); or of 18, (panels, in / INPUTS, 1 + INPUTS, LINE) of
+ * 32 bits: behind INPUTS times the lower two bits a line per input of the upper 16, each with those of
+ * an output in the lower half and of the output LINE further on in the upper one. Of the lower bits
+ * those of the first input are the highest in each half.
+ */
+#define INPUTS 8
 struct matrix {
     const float *dense;
-    const uint8_t *panels; /* (panels, in, PANEL) of 3 bytes, a vector more to read, or of 1 */
-    const float *scales;   /* (groups, panels, PANEL) for integers */
+    const uint8_t *panels;
+    const float *scales; /* (panels, groups, PANEL) */
     const float *bias;
-    int64_t in, out, group;
+    int64_t in, out, group, bits;
 };
 
 struct norm {
@@ -119,13 +123,8 @@ static void keep_ends(const struct question *question, int64_t size, float *hidd
 #define TARGET
 #define NAMED(name) plain_##name
 #define SUM(vector) ((vector)[0] + (vector)[1] + (vector)[2] + (vector)[3])
+#define HALVES(upper, lower) (((upper) & 0xffff0000) | ((lower) & 0x0000ffff))
 #define WIDEN(place) ((plain_vector){(place)[0], (place)[1], (place)[2], (place)[3]})
-#define FLOAT(place, i)                                                                            \
-    ((uint32_t)(place)[3 * (i)] << 8 | (uint32_t)(place)[3 * (i) + 1] << 16                        \
-     | (uint32_t)(place)[3 * (i) + 2] << 24)
-#define UNPACK(place)                                                                              \
-    ((plain_vector)(plain_bits){FLOAT(place, 0), FLOAT(place, 1), FLOAT(place, 2), FLOAT(place, 3)})
-typedef uint32_t plain_bits __attribute__((vector_size(16)));
 #include "_lean_kernels.h"
 
 #ifdef __x86_64__
@@ -136,16 +135,6 @@ static inline __attribute__((target("avx2"), always_inline)) float sum_of_8(__m2
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-/* 24 bytes, of which each four lanes take 12: a byte 0 in front of every three. */
-static inline __attribute__((target("avx2"), always_inline)) __m256i unpack_8(const uint8_t *place)
-{
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0);
-    const __m256i spread = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
-    __m256i bytes = _mm256_loadu_si256((const __m256i *)place);
-    return _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(bytes, lanes), spread);
-}
-
 #define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #define NAMED(name) avx2_##name
@@ -153,18 +142,9 @@ static inline __attribute__((target("avx2"), always_inline)) __m256i unpack_8(co
 #define WIDEN(place)                                                                               \
     ((avx2_vector)_mm256_cvtepi32_ps(                                                              \
         _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(place)))))
-#define UNPACK(place) ((avx2_vector)unpack_8(place))
+#define HALVES(upper, lower)                                                                       \
+    ((avx2_bits)_mm256_blend_epi16((__m256i)(lower), (__m256i)(upper), 0xaa))
 #include "_lean_kernels.h"
-
-static inline __attribute__((target("avx512f,avx512bw"), always_inline)) __m512i
-unpack_16(const uint8_t *place)
-{
-    const __m512i lanes =
-        _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
-    const __m512i spread = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(-1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11));
-    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_loadu_si512(place)), spread);
-}
 
 #define LANES 16
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
@@ -173,7 +153,9 @@ unpack_16(const uint8_t *place)
 #define WIDEN(place)                                                                               \
     ((avx512_vector)_mm512_cvtepi32_ps(                                                            \
         _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(place)))))
-#define UNPACK(place) ((avx512_vector)unpack_16(place))
+#define HALVES(upper, lower) /* by bits of the first: those of the second, or else of the third */ \
+    ((avx512_bits)_mm512_ternarylogic_epi32(_mm512_set1_epi32(-1 << 16), (__m512i)(upper),         \
+                                            (__m512i)(lower), 0xca))
 #include "_lean_kernels.h"
 #endif
 

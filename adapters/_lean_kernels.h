@@ -1,13 +1,16 @@
 /* The lean pass for vectors of LANES floats. Included by _lean.c once per kind of processor, with
  * LANES, TARGET (what the compiler may use), NAMED (gives functions names of their own), WIDEN
- * (int8 from memory to a vector of floats), UNPACK (the upper 3 bytes of floats to them) and SUM (of
- * the lanes of a vector).
+ * (int8 from memory to a vector of floats), HALVES (the upper ones of the first vector of integers and
+ * the lower ones of the second) and SUM (of the lanes of a vector).
  *
  * All threads of a team run `pass`; between its stages they meet.
  */
 
 typedef float NAMED(vector) __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t NAMED(signed) __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t NAMED(bits) __attribute__((vector_size(4 * LANES), aligned(4)));
 #define VECTOR NAMED(vector)
+#define BITS NAMED(bits)
 #define INLINE static inline TARGET __attribute__((always_inline))
 #define AT(place) (*(VECTOR *)(place))
 #define READ(place) (*(const VECTOR *)(place))
@@ -76,8 +79,12 @@ static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const st
 
 /* TOKENS at once against one group of input channels of a panel: those that share their scales. */
 #define TOKENS MOST_QUERIES
-/* Rows of a panel between what is used and what is fetched into the second cache, evenly. */
-#define AHEAD 384
+/* Bytes between the integers in use and those that are fetched into the first and the second cache:
+ * evenly, and again whoever waits for them. */
+#define NEAR 1152
+#define FAR 8192
+/* Floats between the scales in use and those that are fetched. */
+#define SCALES_AHEAD (16 * PANEL)
 /* Calls a function for at most TOKENS tokens with their number as a constant. */
 #define EACH(tokens, function, ...)                                                                \
     switch (tokens) {                                                                              \
@@ -91,75 +98,103 @@ static TARGET void NAMED(add_dense)(const float *inputs, int64_t count, const st
     default: NAMED(function)(__VA_ARGS__, TOKENS);                                                 \
     }
 
-INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const uint8_t *panel,
-                             const uint8_t *next, const int bytes, const float *scales,
-                             float *outputs, int64_t line, int64_t channels, const int count)
+/* Fetches what comes after a place of a panel, once for all its outputs. */
+INLINE void NAMED(fetch)(const uint8_t *place, const int64_t n)
 {
+    if (n == 0) {
+        __builtin_prefetch(place + NEAR, 0, 3);
+        __builtin_prefetch(place + FAR, 0, 2);
+    }
+}
+
+/* 2^14 times integers of 18 bits: those of a line from output n on, with their lower two bits at the
+ * top of a half. What stands below these is of other inputs; the integers were rounded so that it is
+ * part of their value. */
+INLINE VECTOR NAMED(unpack)(const uint8_t *line, BITS low, const int64_t n)
+{
+    BITS pairs = *(const BITS *)(line + n % LINE * sizeof(float));
+    BITS both = n >= LINE ? HALVES(pairs, low) : HALVES(low, pairs);
+    both = n >= LINE ? both : both << 16 | both >> 16;
+    return __builtin_convertvector((NAMED(signed))both, VECTOR);
+}
+
+/* WIDE vectors of outputs of a panel, from output n on. */
+INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const uint8_t *panel,
+                             const int bits, const float *scales, float *outputs, int64_t line,
+                             int64_t channels, const int64_t n, const int count)
+{
+    const int64_t row = bits == 8 ? PANEL : LINE * sizeof(float);
     VECTOR sums[TOKENS][WIDE];
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < WIDE; v++)
             sums[i][v] = (VECTOR){0};
-    for (int64_t k = 0; k < channels; k++) {
-        VECTOR held[WIDE];
-#pragma GCC unroll 2
-        for (int v = 0; v < WIDE; v++) {
-            const uint8_t *its = panel + (k * PANEL + v * LANES) * bytes;
-            held[v] = bytes == PACKED ? UNPACK(its) : WIDEN((const int8_t *)its);
-            __builtin_prefetch(next + (k * WIDE + v) * LANES * bytes, 0, 2);
+    for (int64_t k = 0; k < channels; k += INPUTS) {
+        int64_t few = channels - k < INPUTS ? channels - k : INPUTS;
+        BITS low = {0};
+        if (bits != 8) {
+            NAMED(fetch)(panel, n);
+            low = *(const BITS *)(panel + n % LINE * sizeof(float));
+            panel += row;
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < count; i++) {
-            float one = inputs[i * stride + k];
+        for (int64_t j = 0; j < few; j++, low <<= 2, panel += row) {
+            VECTOR held[WIDE];
+            NAMED(fetch)(panel, n);
 #pragma GCC unroll 2
             for (int v = 0; v < WIDE; v++)
-                sums[i][v] += held[v] * one;
+                held[v] = bits == 8 ? WIDEN((const int8_t *)panel + n + v * LANES)
+                                    : NAMED(unpack)(panel, low, n + v * LANES);
+#pragma GCC unroll 8
+            for (int i = 0; i < count; i++) {
+                float one = inputs[i * stride + k + j];
+#pragma GCC unroll 2
+                for (int v = 0; v < WIDE; v++)
+                    sums[i][v] += held[v] * one;
+            }
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < WIDE; v++) {
-            VECTOR sum = sums[i][v];
-            AT(outputs + i * line + v * LANES) +=
-                bytes == PACKED ? sum : sum * READ(scales + v * LANES);
-        }
+        for (int v = 0; v < WIDE; v++)
+            AT(outputs + i * line + v * LANES) += sums[i][v] * READ(scales + v * LANES);
 }
 
 INLINE void NAMED(add_panels)(const float *inputs, int64_t count, const struct matrix *matrix,
-                              float *outputs, int64_t from, int64_t to, const int bytes)
+                              float *outputs, int64_t from, int64_t to, const int bits)
 {
     int64_t in = matrix->in, line = padded(matrix->out), stride = padded(in);
-    int64_t width = whole_panels(matrix->out);
+    int64_t groups = (in + matrix->group - 1) / matrix->group;
+    int64_t whole = bits == 8 ? in : (in + INPUTS - 1) / INPUTS * INPUTS;
     for (int64_t panel = from; panel < to; panel += PANEL)
         for (int64_t k = 0; k < in; k += matrix->group) {
             int64_t channels = in - k < matrix->group ? in - k : matrix->group;
-            const uint8_t *group = matrix->panels + (panel * in + k * PANEL) * bytes;
-            const float *scales = matrix->scales + k / matrix->group * width + panel;
+            const uint8_t *group = matrix->panels + (panel * whole + k * PANEL) * bits / 8;
+            const float *scales = matrix->scales + panel * groups + k / matrix->group * PANEL;
+            for (int64_t n = 0; n < PANEL; n += LINE)
+                __builtin_prefetch(scales + SCALES_AHEAD + n, 0, 2);
             for (int64_t i = 0; i < count; i += TOKENS)
                 for (int64_t n = 0; n < PANEL; n += WIDE * LANES) {
                     const float *its = inputs + i * stride + k;
                     float *sums = outputs + i * line + panel + n;
-                    const uint8_t *next = group + (AHEAD * PANEL + n * channels) * bytes;
-                    EACH(count - i, add_group, its, stride, group + n * bytes, next, bytes,
-                         scales + n, sums, line, channels)
+                    EACH(count - i, add_group, its, stride, group, bits, scales + n, sums, line,
+                         channels, n)
                 }
         }
-}
-
-static TARGET void NAMED(add_packed)(const float *inputs, int64_t count,
-                                     const struct matrix *matrix, float *outputs, int64_t from,
-                                     int64_t to)
-{
-    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, PACKED);
 }
 
 static TARGET void NAMED(add_integers)(const float *inputs, int64_t count,
                                        const struct matrix *matrix, float *outputs, int64_t from,
                                        int64_t to)
 {
-    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 1);
+    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 18);
+}
+
+static TARGET void NAMED(add_bytes)(const float *inputs, int64_t count, const struct matrix *matrix,
+                                    float *outputs, int64_t from, int64_t to)
+{
+    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 8);
 }
 
 /* The columns of one thread: whole panels. */
@@ -175,8 +210,8 @@ INLINE void NAMED(multiply)(const float *inputs, int64_t count, const struct mat
         }
     if (matrix->dense != NULL)
         NAMED(add_dense)(inputs, count, matrix, outputs, from, to);
-    else if (matrix->scales == NULL)
-        NAMED(add_packed)(inputs, count, matrix, outputs, from, to);
+    else if (matrix->bits == 8)
+        NAMED(add_bytes)(inputs, count, matrix, outputs, from, to);
     else
         NAMED(add_integers)(inputs, count, matrix, outputs, from, to);
 }
@@ -500,9 +535,10 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
 #undef TARGET
 #undef NAMED
 #undef WIDEN
-#undef UNPACK
+#undef HALVES
 #undef SUM
 #undef VECTOR
+#undef BITS
 #undef INLINE
 #undef AT
 #undef READ
@@ -510,5 +546,7 @@ static TARGET void NAMED(pass)(const struct model *model, const struct question 
 #undef WIDE
 #undef TOKENS
 #undef QUERIES
-#undef AHEAD
+#undef NEAR
+#undef FAR
+#undef SCALES_AHEAD
 #undef EACH

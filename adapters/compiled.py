@@ -19,12 +19,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from adapters.lean import TANH_GELU, Function, LeanLayer, LeanModel, Norm
-from adapters.products import INT8_GROUP, Dense, Int8, Packed, Product
+from adapters.products import GROUP, Dense, Product, Rounded
 
 if TYPE_CHECKING:
     from adapters.passes import Row
 
-ABI_VERSION = 3  # of _lean.c
+ABI_VERSION = 4  # of _lean.c
 #: In the order of the enum there.
 ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 #: Tokens up to which the compiled pass is the faster one; with more, the weights are not what takes
@@ -32,8 +32,6 @@ ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 MOST_TOKENS = 48
 #: Floats that the processor works on at once: all that it can.
 LANES = 16
-#: Input channels of packed floats that are worked on at once: what stays in the nearest cache.
-PACKED_GROUP = 64
 #: Of Linux: lets the pages of a range be large ones from now on.
 MADV_COLLAPSE = 25
 LARGE_PAGE = 2 * 2**20
@@ -42,7 +40,7 @@ LARGE_PAGE = 2 * 2**20
 class _Matrix(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("dense", "panels", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("in", "out", "group")),
+        *((name, ctypes.c_int64) for name in ("in", "out", "group", "bits")),
     ]
 
 
@@ -266,16 +264,14 @@ def _is_plain(tensor: Tensor | None) -> bool:
 
 
 def _fits(product: Product) -> bool:
-    if isinstance(product, Int8 | Packed):
-        return _held(product).device.type == "cpu"
+    if isinstance(product, Rounded):
+        return product.weight.panels.device.type == "cpu"
     return isinstance(product, Dense) and product.update is None and _is_plain(product.weight)
 
 
 def _held(product: Product) -> Tensor:
     """The weights as they lie in memory."""
-    if isinstance(product, Int8):
-        return product.weight.integers
-    if isinstance(product, Packed):
+    if isinstance(product, Rounded):
         return product.weight.panels
     assert isinstance(product, Dense)
     return product.weight
@@ -295,14 +291,12 @@ def _matrix(product: Product | None) -> _Matrix:
     if product is None:
         return _Matrix()
     address, bias = _held(product).data_ptr(), _address(product.bias)  # type: ignore[attr-defined]
-    if isinstance(product, Int8):
-        scales, size = product.weight.scales.data_ptr(), product.weight.integers.shape[1]
-        return _Matrix(None, address, scales, bias, size, product.weight.out, INT8_GROUP)
-    if isinstance(product, Packed):
-        packed = product.weight
-        return _Matrix(None, address, None, bias, packed.size, packed.out, PACKED_GROUP)
+    if isinstance(product, Rounded):
+        its = product.weight
+        scales = its.scales.data_ptr()
+        return _Matrix(None, address, scales, bias, its.size, its.out, GROUP, its.bits)
     assert isinstance(product, Dense)
-    return _Matrix(address, None, None, bias, *product.weight.shape, 0)
+    return _Matrix(address, None, None, bias, *product.weight.shape, 0, 0)
 
 
 def _layer(layer: LeanLayer) -> _Layer:

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbones import Backbone, BackboneError
+from adapters.compiled import load_library
 from adapters.features import PAST_CHUNKS, StepFeatures, window_features
 from adapters.graphed import graphed_pass
 from adapters.passes import LeanPass, LibraryPass, Pass, Row
@@ -42,26 +43,28 @@ from adapters.tokens import Layout, window_start, window_steps
 from player.observation import AbrObservation, PastChunk
 
 #: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
-#: pass, the other through the library's; ``float24`` is ``lean`` with weights rounded to 24 bits,
-#: within the same limit as an exact pass, and ``int8`` with integers, so close but not exact;
-#: ``graphed`` runs in memory of fixed length, on a GPU as one captured step; ``full`` recomputes
-#: the window.
-Inference = Literal["graphed", "lean", "float24", "cached", "int8", "full"]
+#: pass, the other through the library's; ``int18`` is ``lean`` with weights rounded so little that
+#: it is as close as an exact pass, and ``int8`` close but not exact; ``graphed`` runs in memory of
+#: fixed length, on a GPU as one captured step; ``full`` recomputes the window.
+Inference = Literal["graphed", "lean", "int18", "cached", "int8", "full"]
 PASSES: dict[Inference, Callable[[Backbone], Pass]] = {
     "graphed": graphed_pass,
     "lean": LeanPass,
     "cached": LibraryPass,
-    "float24": functools.partial(LeanPass, weights="float24"),
+    "int18": functools.partial(LeanPass, weights="int18"),
     "int8": functools.partial(LeanPass, weights="int8"),
 }
-#: Those that ``auto`` tries, the fastest first, by the kind of device.
+#: Those that ``auto`` tries in turn, by the kind of device.
 EXACT_PASSES: dict[str, tuple[Inference, ...]] = {
     "cpu": ("lean", "cached"),
     "cuda": ("graphed", "lean", "cached"),
 }
+#: Bytes of a model of float32 for which ``auto`` takes ``int18`` on a CPU: with fewer, reading the
+#: weights is not what takes the time, and a copy of more (58 %) is for the user to ask for.
+ROUNDED_BYTES = range(128 * 2**20, 1024 * 2**20 + 1)
 #: Those that begin the next window in the middle of a block: for which two rows together take less
 #: time than one after the other.
-PREPARING: tuple[Inference, ...] = ("lean", "float24", "int8")
+PREPARING: tuple[Inference, ...] = ("lean", "int18", "int8")
 #: ``(S, …)`` steps and their S places in windows to ``(S, tokens per step, D)`` tokens.
 Encode = Callable[[StepFeatures, Sequence[int]], Tensor]
 #: ``(B, D)`` hidden states at the read tokens to ``(B, …)`` answers.
@@ -355,8 +358,7 @@ def choose_pass(
     if wanted == "full":
         return "full", None
     device = next(backbone.parameters()).device
-    fastest = EXACT_PASSES.get(device.type, EXACT_PASSES["cpu"])
-    for kind in fastest if wanted == "auto" else (wanted,):
+    for kind in _exact_passes(backbone, device) if wanted == "auto" else (wanted,):
         limit = INT8_CLOSE if kind == "int8" else EXACT[backbone.dtype]
         try:
             return kind, _proven(PASSES[kind](backbone), backbone, layout, block, limit)
@@ -365,6 +367,15 @@ def choose_pass(
                 message = f"inference {wanted!r} does not work: {error}; use 'auto' or 'full'"
                 raise BackboneError(message) from error
     return "full", None
+
+
+def _exact_passes(backbone: Backbone, device: torch.device) -> tuple[Inference, ...]:
+    """Those to try, the fastest first."""
+    if device.type != "cpu":
+        return EXACT_PASSES.get(device.type, EXACT_PASSES["cpu"])
+    size = sum(one.nbytes for one in backbone.parameters())
+    rounds = backbone.dtype == torch.float32 and size in ROUNDED_BYTES and load_library()
+    return ("int18", *EXACT_PASSES["cpu"]) if rounds else EXACT_PASSES["cpu"]
 
 
 def _proven(run: Pass, backbone: Backbone, layout: Layout, block: int, limit: float) -> Pass:

@@ -26,7 +26,7 @@ from adapters.compiled import CompiledPass, compiled
 from adapters.encoders import StepEncoder
 from adapters.features import NO_ACTION, PAST_CHUNKS, StepFeatures
 from adapters.lean import describe
-from adapters.products import Int8, MakeProduct, Packed, RoundedWeights, dense
+from adapters.products import MakeProduct, RoundedWeights, dense
 from player.observation import UPCOMING_LIMIT
 
 
@@ -81,6 +81,10 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[Row, slice]]:
         start += row.new
 
 
+Weights = Literal["own", "int18", "int8"]
+BITS: dict[Weights, int] = {"int18": 18, "int8": 8}
+
+
 class LeanPass:
     """The arithmetic of a transformer in plain tensor operations, over the weights it is given.
 
@@ -94,21 +98,21 @@ class LeanPass:
         backbone: Backbone,
         *,
         adapter: str | None = None,
-        weights: Literal["own", "float24", "int8"] = "own",
+        weights: Weights = "own",
     ) -> None:
         """Takes the weights of a backbone, and its updates as they are now, merged or not.
 
         Args:
             backbone: whose frozen weights are used where they lie.
             adapter: name of the updates; None: those that it carries.
-            weights: ``own``: as they are; ``float24``: rounded to 24 bits; ``int8``: to integers.
+            weights: ``own``: as they are; else rounded to integers.
 
         Raises:
             BackboneError: it is of a family, or a variant, that has no description here.
         """
         make: MakeProduct = dense
         if weights != "own":
-            make = RoundedWeights(backbone.frozen, Int8 if weights == "int8" else Packed)
+            make = RoundedWeights(backbone.frozen, BITS[weights])
         self.model = describe(backbone, make, adapter or backbone.adapter or "default")
         self.dtype = backbone.dtype
         self.memory_shape = (

@@ -47,7 +47,7 @@ SESSIONS = 4
 TASK = "abr"
 MODEL = "netllm"
 WAYS = ("full", "auto")
-ROUNDED = ("float24", "int8")
+ROUNDED = ("int18", "int8")
 SINGLE_WAYS = (*WAYS, *ROUNDED)
 #: Those with keys and values kept, as ``sizes`` compares them with the full pass.
 KEPT = ("lean", *ROUNDED)

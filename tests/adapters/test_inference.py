@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.backbones import load_backbone
+from adapters.compiled import load_library
 from adapters.features import StepFeatures, window_features
 from adapters.inference import CachedInference, Inference, Prefix, PrefixCache, prefixes
 from adapters.passes import Row
@@ -38,7 +39,7 @@ def make_policy(
     backbone: str,
     *,
     entries: int = 1000,
-    way: Inference = "full",
+    way: Inference | Literal["auto"] = "full",
     layout: LayoutName = "netllm",
 ) -> AbrPolicy:
     """A frozen policy with random updates and head; ``entries`` windows of a cache."""
@@ -134,6 +135,39 @@ def test_whole_sessions_one_by_one_and_side_by_side(
         check(policy, full, [observation])
     for together in zip(*sessions, strict=True):
         check(policy, full, together)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_weights_of_18_bits_are_exact_enough(
+    family: str,
+    layout: LayoutName,
+    folders: dict[str, str],
+    sessions: list[list[AbrObservation]],
+) -> None:
+    full = make_policy(folders[family], layout=layout)
+    policy = make_policy(folders[family], way="int18", layout=layout)
+    assert policy.inference == "int18"
+    for together in (*([one] for one in sessions[0]), *zip(*sessions, strict=True)):
+        expected = full.answers(together)
+        limit = EXACT * float(expected.abs().max())
+        torch.testing.assert_close(policy.answers(together), expected, atol=limit, rtol=0)
+        if layout == "netllm":
+            assert policy.decide_many(together) == full.decide_many(together)
+
+
+@pytest.mark.skipif(load_library() is None, reason="the compiled pass is not built")
+def test_auto_rounds_models_of_middle_size(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(one.nbytes for one in make_policy(folders["gpt2"]).backbone.parameters())
+    for sizes, way in (
+        (range(size, size + 1), "int18"),
+        (range(size + 1, 2 * size), "lean"),
+        (range(size), "lean"),
+    ):
+        monkeypatch.setattr("adapters.inference.ROUNDED_BYTES", sizes)
+        assert make_policy(folders["gpt2"], way="auto").inference == way
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

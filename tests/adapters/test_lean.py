@@ -11,7 +11,18 @@ import torch
 from adapters.backbones import Backbone, BackboneError, add_lora, load_backbone, merge_lora
 from adapters.lean import LEAN_FAMILIES
 from adapters.passes import LeanPass, Row
-from adapters.products import INT8_GROUP, Dense, Int8, Int8Weight, in_blocks
+from adapters.products import (
+    GROUP,
+    INPUTS,
+    PANEL,
+    UNIT,
+    Dense,
+    IntegerWeight,
+    Rounded,
+    in_blocks,
+    pack,
+    unpack,
+)
 
 TOKENS = 20
 GOES = ((0, 7), (7, 15), (15, 16), (16, TOKENS))
@@ -92,8 +103,8 @@ def test_adapters_share_all_but_the_fused_projections(folders: dict[str, str]) -
         assert difference(run, backbone) < CLOSE["fp32"]
     assert difference(passes[0], second) > CLOSE["fp32"] * 10
     integers = [LeanPass(one, weights="int8").model.layers[0] for one in (first, second)]
-    assert isinstance(integers[0].up, Int8)
-    assert isinstance(integers[1].up, Int8)
+    assert isinstance(integers[0].up, Rounded)
+    assert isinstance(integers[1].up, Rounded)
     assert integers[0].up.weight is integers[1].up.weight
 
 
@@ -135,17 +146,27 @@ def test_products_are_products_in_any_storage(count: int, out: int, size: int) -
         torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_int8_rounds_each_output_and_each_group_of_inputs_by_itself() -> None:
+@pytest.mark.parametrize("bits", [8, 18])
+def test_integers_are_rounded_by_output_and_group_of_inputs(bits: int) -> None:
     generator = torch.Generator().manual_seed(4)
-    weight = torch.randn(INT8_GROUP + 5, 48, generator=generator) * torch.logspace(-3, 3, 48)
-    weight[INT8_GROUP:] *= 1e-4
+    weight = torch.randn(GROUP + 5, 48, generator=generator) * torch.logspace(-3, 3, 48)
+    weight[GROUP:] *= 1e-4
     weight[:, 7] = 0
-    rounded = Int8Weight.of(weight)
+    rounded = IntegerWeight.of(weight, bits)
     found = rounded.floats()
-    for part in (slice(0, INT8_GROUP), slice(INT8_GROUP, None)):
-        steps = weight[part].abs().amax(0) / 127
-        assert bool(((found[part] - weight[part]).abs() <= 0.5001 * steps).all())
+    for part in (slice(0, GROUP), slice(GROUP, None)):
+        steps = weight[part].abs().amax(0) / (2 ** (bits - 1) - 1)
+        assert bool(((found[part] - weight[part]).abs() <= 0.55 * steps + 1e-20).all())
     bias = torch.randn(48, generator=generator)
     inputs = torch.randn(9, len(weight), generator=generator)
-    torch.testing.assert_close(Int8(rounded, bias)(inputs), inputs @ found + bias)
-    torch.testing.assert_close(Int8(rounded, None)(inputs), inputs @ found)
+    torch.testing.assert_close(Rounded(rounded, bias)(inputs), inputs @ found + bias)
+    torch.testing.assert_close(Rounded(rounded, None)(inputs), inputs @ found)
+
+
+def test_the_largest_integers_of_18_bits_are_packed() -> None:
+    largest = 2.0**17 - 1
+    exact = torch.full((1, 2 * INPUTS, PANEL), largest)
+    exact[:, ::2] = -largest
+    exact[:, 3] = 0.5
+    found = unpack(pack(exact)) / UNIT
+    assert bool(((found - exact).abs() <= 0.5).all())
