@@ -25,11 +25,11 @@ enum activation { RELU, SILU, GELU, GELU_TANH };
 #define MOST_LANES 16
 #define PANEL 32 /* outputs */
 
-/* Floats (in, out) row by row; or panels of outputs, integers with a scale per output and group of
- * input channels: of 8 bits, (panels, in, PANEL); or of 18, (panels, in / INPUTS, 1 + INPUTS, LINE) of
- * 32 bits: behind INPUTS times the lower two bits a line per input of the upper 16, each with those of
- * an output in the lower half and of the output LINE further on in the upper one. Of the lower bits
- * those of the first input are the highest in each half.
+/* A weight: floats (in, out) row by row; or integers with a scale per output and group of input
+ * channels, in panels of outputs. Of 8 bits these are (panels, in, PANEL). Of 18 bits they are words of
+ * 32, (panels, in / INPUTS, 1 + INPUTS, LINE): for every INPUTS inputs a line with the lower two bits
+ * of all, then a line for each with its upper 16. A word has two outputs that are LINE apart, the first
+ * in its lower half; of the lower bits, those of the first input stand highest in their half.
  */
 #define INPUTS 8
 struct matrix {
