@@ -24,6 +24,7 @@ will stand in the next window. So two decisions of a block take somewhat longer,
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -293,7 +294,7 @@ class CachedInference:
         layout = self._layout
         wanted = prefixes(observation, self._block, start=start)
         prefix = next(wanted)
-        memory, found = self.cache.claim([prefix, *wanted], claimed=claimed)
+        memory, found = self.cache.claim(itertools.chain([prefix], wanted), claimed=claimed)
         known = 0 if found is None else layout.known(found.steps)
         if found is not None and found.steps < prefix.steps and not layout.hides_read:
             known += 1  # the token that was read there, too

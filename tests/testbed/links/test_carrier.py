@@ -147,14 +147,14 @@ def test_a_failure_is_not_told_of_a_pipe_that_was_removed(carrier: Carrier, wire
 
 
 def test_a_removed_pipe_lets_go_of_its_descriptors(carrier: Carrier, wire: Wire) -> None:
-    arguments = wire.source.fileno(), wire.sink.fileno(), PipeSettings(delay_s=0.01), TraceArrays()
-    first = carrier.add(*arguments)
+    ends = wire.source.fileno(), wire.sink.fileno()
+    first = carrier.add(*ends, PipeSettings(delay_s=DEADLINE_S), TraceArrays())
     with pytest.raises(OSError, match="File exists"):
-        carrier.add(*arguments)
+        carrier.add(*ends, PipeSettings(), TraceArrays())
     wire.near.send(frame_of(1))
     carrier.run(time.monotonic() + 0.001)
     carrier.remove(first)
-    second = carrier.add(*arguments)
+    second = carrier.add(*ends, PipeSettings(delay_s=0.01), TraceArrays())
     wire.near.send(frame_of(2))
     carrier.run(time.monotonic() + 0.1)
     assert drain(wire.far) == [frame_of(2)]
