@@ -61,7 +61,7 @@ EXACT_PASSES: dict[str, tuple[Inference, ...]] = {
     "cuda": ("graphed", "lean", "cached"),
 }
 #: Bytes of a model of float32 for which ``auto`` takes ``int18`` on a CPU: with fewer, reading the
-#: weights is not what takes the time, and a copy of more (58 %) is for the user to ask for.
+#: weights is not what takes the time, and a copy of more (59 %) is for the user to ask for.
 ROUNDED_BYTES = range(128 * 2**20, 1024 * 2**20 + 1)
 #: Those that begin the next window in the middle of a block: for which two rows together take less
 #: time than one after the other.

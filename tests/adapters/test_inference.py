@@ -115,6 +115,7 @@ def other_pasts(one: AbrObservation) -> Iterator[AbrObservation]:
 
 def check(policy: AbrPolicy, full: AbrPolicy, asked: Sequence[AbrObservation]) -> None:
     expected = full.answers(asked)
+    # These tiny models have large updates; with the shipped one rounding keeps to EXACT as well.
     limit = EXACT * float(expected.abs().max()) if policy.inference == "int18" else EXACT
     torch.testing.assert_close(policy.answers(asked), expected, atol=limit, rtol=0)
     if policy.config.layout == "netllm":  # what is planned is a function of the answers

@@ -49,11 +49,12 @@ def test_kept_keys_and_values_change_no_answer(
     """Half a session, one by one, then all at once, beside the recomputed windows."""
     full = create("abr", "netllm", {"inference": "full"})
     lean = create("abr", "netllm", {"inference": "lean", "cache_mib": 2})  # one window
+    rounded = create("abr", "netllm", {"inference": "int18"})
     assert full.policy.inference == "full"  # type: ignore[attr-defined]
     assert netllm.policy.inference == lean.policy.inference == "lean"  # type: ignore[attr-defined]
     session = observe(varied_trace)[1:40]
     expected = full.policy.answers(session)  # type: ignore[attr-defined]
-    for policy in (netllm.policy, lean.policy):  # type: ignore[attr-defined]
+    for policy in (one.policy for one in (netllm, lean, rounded)):  # type: ignore[attr-defined]
         alone = np.concatenate([policy.answers([one]).numpy() for one in session])
         np.testing.assert_allclose(alone, expected.numpy(), atol=1e-4, rtol=0)
         np.testing.assert_allclose(policy.answers(session).numpy(), expected.numpy(), atol=1e-4)
