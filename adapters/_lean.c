@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-#define ABI_VERSION 4 /* compiled.py has the same number; it changes with any struct or function */
+#define ABI_VERSION 5 /* compiled.py has the same number; it changes with any struct or function */
 
 enum activation { RELU, SILU, GELU, GELU_TANH };
 
@@ -26,12 +26,12 @@ enum activation { RELU, SILU, GELU, GELU_TANH };
 #define PANEL 32 /* outputs */
 
 /* A weight: floats (in, out) row by row; or integers with a scale per output and group of input
- * channels, in panels of outputs. Of 8 bits these are (panels, in, PANEL). Of 18 bits they are words of
- * 32, (panels, in / INPUTS, 1 + INPUTS, LINE): for every INPUTS inputs a line with the lower two bits
+ * channels, in panels of outputs. Of 8 bits these are (panels, in, PANEL). Of 20 bits they are words of
+ * 32, (panels, in / INPUTS, 1 + INPUTS, LINE): for every INPUTS inputs a line with the lower four bits
  * of all, then a line for each with its upper 16. A word has two outputs that are LINE apart, the first
  * in its lower half; of the lower bits, those of the first input stand highest in their half.
  */
-#define INPUTS 8
+#define INPUTS 4
 struct matrix {
     const float *dense;
     const uint8_t *panels;

@@ -107,7 +107,7 @@ INLINE void NAMED(fetch)(const uint8_t *place, const int64_t n)
     }
 }
 
-/* 2^14 times integers of 18 bits: those of a line from output n on, with their lower two bits at the
+/* 2^12 times integers of 20 bits: those of a line from output n on, with their lower four at the
  * top of a half. What stands below these is of other inputs; the integers were rounded so that it is
  * part of their value. */
 INLINE VECTOR NAMED(unpack)(const uint8_t *line, BITS low, const int64_t n)
@@ -138,7 +138,7 @@ INLINE void NAMED(add_group)(const float *inputs, int64_t stride, const uint8_t 
             low = *(const BITS *)(panel + n % LINE * sizeof(float));
             panel += row;
         }
-        for (int64_t j = 0; j < few; j++, low <<= 2, panel += row) {
+        for (int64_t j = 0; j < few; j++, low <<= 4, panel += row) {
             VECTOR held[WIDE];
             NAMED(fetch)(panel, n);
 #pragma GCC unroll 2
@@ -188,7 +188,7 @@ static TARGET void NAMED(add_integers)(const float *inputs, int64_t count,
                                        const struct matrix *matrix, float *outputs, int64_t from,
                                        int64_t to)
 {
-    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 18);
+    NAMED(add_panels)(inputs, count, matrix, outputs, from, to, 20);
 }
 
 static TARGET void NAMED(add_bytes)(const float *inputs, int64_t count, const struct matrix *matrix,

@@ -24,7 +24,7 @@ from adapters.products import GROUP, Dense, Product, Rounded
 if TYPE_CHECKING:
     from adapters.passes import Row
 
-ABI_VERSION = 4  # of _lean.c
+ABI_VERSION = 5  # of _lean.c
 #: In the order of the enum there.
 ACTIVATIONS: tuple[Function, ...] = (F.relu, F.silu, F.gelu, TANH_GELU)
 #: Tokens up to which the compiled pass is the faster one; with more, the weights are not what takes

@@ -44,15 +44,15 @@ from adapters.tokens import Layout, window_start, window_steps
 from player.observation import AbrObservation, PastChunk
 
 #: How answers are computed: ``lean`` and ``cached`` keep keys and values, the one through our own
-#: pass, the other through the library's; ``int18`` is ``lean`` with weights rounded so little that
+#: pass, the other through the library's; ``int20`` is ``lean`` with weights rounded so little that
 #: it is as close as an exact pass, and ``int8`` close but not exact; ``graphed`` runs in memory of
 #: fixed length, on a GPU as one captured step; ``full`` recomputes the window.
-Inference = Literal["graphed", "lean", "int18", "cached", "int8", "full"]
+Inference = Literal["graphed", "lean", "int20", "cached", "int8", "full"]
 PASSES: dict[Inference, Callable[[Backbone], Pass]] = {
     "graphed": graphed_pass,
     "lean": LeanPass,
     "cached": LibraryPass,
-    "int18": functools.partial(LeanPass, weights="int18"),
+    "int20": functools.partial(LeanPass, weights="int20"),
     "int8": functools.partial(LeanPass, weights="int8"),
 }
 #: Those that ``auto`` tries in turn, by the kind of device.
@@ -60,12 +60,12 @@ EXACT_PASSES: dict[str, tuple[Inference, ...]] = {
     "cpu": ("lean", "cached"),
     "cuda": ("graphed", "lean", "cached"),
 }
-#: Bytes of a model of float32 for which ``auto`` takes ``int18`` on a CPU: with fewer, reading the
-#: weights is not what takes the time, and a copy of more (59 %) is for the user to ask for.
+#: Bytes of a model of float32 for which ``auto`` takes ``int20`` on a CPU: with fewer, reading the
+#: weights is not what takes the time, and a copy of more (66 %) is for the user to ask for.
 ROUNDED_BYTES = range(128 * 2**20, 1024 * 2**20 + 1)
 #: Those that begin the next window in the middle of a block: for which two rows together take less
 #: time than one after the other.
-PREPARING: tuple[Inference, ...] = ("lean", "int18", "int8")
+PREPARING: tuple[Inference, ...] = ("lean", "int20", "int8")
 #: ``(S, …)`` steps and their S places in windows to ``(S, tokens per step, D)`` tokens.
 Encode = Callable[[StepFeatures, Sequence[int]], Tensor]
 #: ``(B, D)`` hidden states at the read tokens to ``(B, …)`` answers.
@@ -376,7 +376,7 @@ def _exact_passes(backbone: Backbone, device: torch.device) -> tuple[Inference, 
         return EXACT_PASSES.get(device.type, EXACT_PASSES["cpu"])
     size = sum(one.nbytes for one in backbone.parameters())
     rounds = backbone.dtype == torch.float32 and size in ROUNDED_BYTES and load_library()
-    return ("int18", *EXACT_PASSES["cpu"]) if rounds else EXACT_PASSES["cpu"]
+    return ("int20", *EXACT_PASSES["cpu"]) if rounds else EXACT_PASSES["cpu"]
 
 
 def _proven(run: Pass, backbone: Backbone, layout: Layout, block: int, limit: float) -> Pass:

@@ -81,8 +81,8 @@ def parts(rows: Sequence[Row]) -> Iterator[tuple[Row, slice]]:
         start += row.new
 
 
-Weights = Literal["own", "int18", "int8"]
-BITS: dict[Weights, int] = {"int18": 18, "int8": 8}
+Weights = Literal["own", "int20", "int8"]
+BITS: dict[Weights, int] = {"int20": 20, "int8": 8}
 
 
 class LeanPass:

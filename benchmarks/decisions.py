@@ -5,8 +5,8 @@
 ``controllers``: each answers all observations of the same sessions, of others in each round, for
 what was answered once may be kept; the figures are the median round's, the ratio is to ``bba``, the
 cheapest rule. ``inference``: the adapted model with a recomputed window, with kept keys and values,
-and with weights of 18 bits and of 8, one session at a time, and how many decisions each shares with
-the first. ``sizes``: recomputed, kept, 18 bits and 8 for models of two sizes, windows of 10 to
+and with weights of 20 bits and of 8, one session at a time, and how many decisions each shares with
+the first. ``sizes``: recomputed, kept, 20 bits and 8 for models of two sizes, windows of 10 to
 48 steps (a whole session in context) and 1 and 2 threads, each at its longest window; beside them
 what reading the layers' weights once takes. ``crowd``: the first two, with 64 sessions that ask the
 HTTP service at once and again as soon as they are answered, service and clients in one process.
@@ -47,7 +47,7 @@ SESSIONS = 4
 TASK = "abr"
 MODEL = "netllm"
 WAYS = ("full", "auto")
-ROUNDED = ("int18", "int8")
+ROUNDED = ("int20", "int8")
 SINGLE_WAYS = (*WAYS, *ROUNDED)
 #: Those with keys and values kept, as ``sizes`` compares them with the full pass.
 KEPT = ("lean", *ROUNDED)

@@ -31,8 +31,8 @@ class NetLlm:
         threads: CPU threads that torch may use in this process; 0 leaves torch's choice.
         inference: how answers are computed: ``lean`` with kept keys and values in a pass of our
             own, ``cached`` in the library's, ``full`` without; ``auto`` takes the first of these
-            that works with the backbone, told by ``policy.inference``. ``int18`` and ``int8`` are
-            ``lean`` with a copy of the weights as integers: of 18 bits, as close to ``full`` as
+            that works with the backbone, told by ``policy.inference``. ``int20`` and ``int8`` are
+            ``lean`` with a copy of the weights as integers: of 20 bits, as close to ``full`` as
             ``lean`` and taken by ``auto`` for models of 128 MiB to 1 GiB; of 8, so that a decision
             may be another.
         cache_mib: bound of what is kept, in 2^20 bytes.
@@ -41,7 +41,7 @@ class NetLlm:
     checkpoint: str = "builtin:abr-minilm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
-    inference: Literal["auto", "graphed", "lean", "int18", "cached", "int8", "full"] = "auto"
+    inference: Literal["auto", "graphed", "lean", "int20", "cached", "int8", "full"] = "auto"
     cache_mib: int = 256
     policy: Any = dataclasses.field(init=False, repr=False, compare=False)
 

@@ -85,7 +85,7 @@ def both(run: LeanPass, **options: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("lanes", [1, 8, 16])
-@pytest.mark.parametrize("weights", ["own", "int18", "int8"])
+@pytest.mark.parametrize("weights", ["own", "int20", "int8"])
 @pytest.mark.parametrize("family", LEAN_FAMILIES)
 def test_it_gives_what_torch_gives(
     family: str, weights: str, lanes: int, widths: tuple[int, int, int], tmp_path: Path
@@ -144,7 +144,7 @@ def test_what_it_does_not_know_is_left_to_torch(
     odd = dataclasses.replace(run.model, activation=torch.relu)
     assert compiled.compiled(odd, 16) is None
     monkeypatch.setattr(compiled, "load_library", lambda: None)
-    for weights in ("own", "int18", "int8"):
+    for weights in ("own", "int20", "int8"):
         left = LeanPass(load_backbone(folder), weights=weights)
         assert left._compiled is None
         hidden = left(

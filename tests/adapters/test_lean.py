@@ -146,7 +146,7 @@ def test_products_are_products_in_any_storage(count: int, out: int, size: int) -
         torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "limit"), [(8, 0.5001), (18, 0.55)])  # in units of the last bit
+@pytest.mark.parametrize(("bits", "limit"), [(8, 0.5001), (20, 0.6)])  # in units of the last bit
 def test_integers_are_rounded_by_output_and_group_of_inputs(bits: int, limit: float) -> None:
     generator = torch.Generator().manual_seed(4)
     weight = torch.randn(GROUP + 5, 48, generator=generator) * torch.logspace(-3, 3, 48)
@@ -163,8 +163,8 @@ def test_integers_are_rounded_by_output_and_group_of_inputs(bits: int, limit: fl
     torch.testing.assert_close(Rounded(rounded, None)(inputs), inputs @ found)
 
 
-def test_the_largest_integers_of_18_bits_are_packed() -> None:
-    largest = 2.0**17 - 1
+def test_the_largest_integers_of_20_bits_are_packed() -> None:
+    largest = 2.0**19 - 1
     exact = torch.full((1, 2 * INPUTS, PANEL), largest)
     exact[:, ::2] = -largest
     exact[:, 3] = 0.5

@@ -49,7 +49,7 @@ def test_kept_keys_and_values_change_no_answer(
     """Half a session, one by one, then all at once, beside the recomputed windows."""
     full = create("abr", "netllm", {"inference": "full"})
     lean = create("abr", "netllm", {"inference": "lean", "cache_mib": 2})  # one window
-    rounded = create("abr", "netllm", {"inference": "int18"})
+    rounded = create("abr", "netllm", {"inference": "int20"})
     assert full.policy.inference == "full"  # type: ignore[attr-defined]
     assert netllm.policy.inference == lean.policy.inference == "lean"  # type: ignore[attr-defined]
     session = observe(varied_trace)[1:40]
